@@ -1,0 +1,59 @@
+"""The operator zoo: one explicit table of everything a layer can be.
+
+Looking an operator up imports no torch; its module is imported when a layer is built.
+"""
+
+from __future__ import annotations
+
+if __name__ != "archsearch.operators":
+    raise ImportError("import archsearch.operators, not operators: the folder is linked there")
+
+from difflib import get_close_matches
+
+from archsearch.operators.attention import ATTENTION
+from archsearch.operators.base import PHASES
+from archsearch.operators.base import Cost
+from archsearch.operators.base import Operator
+from archsearch.operators.base import OperatorConfig
+from archsearch.operators.base import Phase
+from archsearch.operators.base import Shape
+from archsearch.operators.ffn import FFN
+from archsearch.operators.sliding_window import SLIDING_WINDOW
+
+OPERATORS: tuple[Operator, ...] = (
+    ATTENTION,
+    SLIDING_WINDOW,
+    FFN,
+)
+
+_BY_NAME = {key: operator for operator in OPERATORS for key in (operator.name, operator.code)}
+
+
+def get(name: str) -> Operator:
+    """Look an operator up by name or code; raises ValueError that names what exists."""
+    try:
+        return _BY_NAME[name]
+    except KeyError:
+        pass
+    known = ", ".join(f"{operator.code} ({operator.name})" for operator in OPERATORS)
+    near = get_close_matches(name, _BY_NAME, n=1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown operator {name!r};{hint} the zoo has {known}")
+
+
+def names() -> tuple[str, ...]:
+    """Names of all operators, in table order."""
+    return tuple(operator.name for operator in OPERATORS)
+
+
+__all__ = [
+    "OPERATORS",
+    "PHASES",
+    "Cost",
+    "Operator",
+    "OperatorConfig",
+    "Phase",
+    "Shape",
+    "get",
+    "names",
+]

@@ -1,0 +1,1 @@
+"""Pieces that several operators share: norms, short convolutions, rotary embeddings."""
