@@ -21,7 +21,7 @@ def choose(
     operator: str, offered: tuple[str, ...], phase: str, device: str, dtype: torch.dtype
 ) -> str:
     """Return the backend that serves `operator` for (phase, device type, dtype)."""
-    del phase, device, dtype  # today's backends are plain PyTorch and serve everything
+    # every backend so far is plain PyTorch and serves all phases, devices and dtypes
     forced = _forced.get()
     if forced:
         wanted = forced.get(operator, forced.get("*"))

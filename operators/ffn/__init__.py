@@ -38,5 +38,5 @@ FFN = Operator(
     cost=cost,
     choices=choices,
     backends=("torch", "reference"),
-    source="SwiGLU: Shazeer 2020, arXiv 2002.05202; squared ReLU: So et al. 2021, arXiv 2109.08668",
+    source="SwiGLU: Shazeer 2020, arXiv 2002.05202; relu²: So et al. 2021, arXiv 2109.08668",
 )

@@ -32,12 +32,10 @@ class FFN(Mixer):
 
     def mix(self, x: Tensor, rows: Rows, state: State | None) -> Tensor:
         """See `Mixer.mix`."""
-        del rows, state
         return self.transform(x)
 
     def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """See `Mixer.mix_step`."""
-        del state, position, active
         return self.transform(x)
 
     def transform(self, x: Tensor) -> Tensor:

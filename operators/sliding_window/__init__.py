@@ -22,7 +22,6 @@ def build(config: SlidingWindowConfig) -> Mixer:
 
 def choices(hidden_size: int) -> dict[str, tuple[Any, ...]]:
     """Window lengths."""
-    del hidden_size
     return {"window": (128, 256, 512, 1024, 2048)}
 
 
