@@ -1,0 +1,30 @@
+"""Fixtures for comparing operators with implementations that nobody here wrote."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def load_naive() -> Callable[[str], ModuleType]:
+    """Loads a file of flash-linear-attention, such as "ops/delta_rule/naive.py", by its path:
+    importing the package itself needs triton."""
+
+    def load(path: str) -> ModuleType:
+        package = importlib.util.find_spec("fla")
+        assert package is not None, "install archsearch[dev]: the tests need fla-core"
+        assert package.submodule_search_locations is not None
+        file = Path(next(iter(package.submodule_search_locations)), path)
+        name = "naive_" + path.removesuffix(".py").replace("/", "_")
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None, f"{file} is not a Python file"
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
