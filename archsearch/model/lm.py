@@ -1,0 +1,177 @@
+"""`HybridLM`: embedding, meta tokens, any stack of operators, head.
+
+Legend: B rows, T tokens, M meta tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+
+from archsearch import operators
+from archsearch.model.head import LMHead
+from archsearch.model.layer import Layer
+from archsearch.model.state import DecodeState
+from archsearch.operators.sequence import SequenceInfo
+from archsearch.space import ArchSpec
+
+
+class HybridLM(nn.Module):
+    """A language model made from an `ArchSpec`; call `init_weights` before first use."""
+
+    def __init__(
+        self,
+        spec: ArchSpec,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        hidden = spec.hidden_size
+        self.embed = nn.Embedding(spec.vocab_size, hidden)
+        meta = torch.empty(spec.num_meta_tokens, hidden)
+        self.meta_tokens = nn.Parameter(meta) if spec.num_meta_tokens else None
+        self.layers = nn.ModuleList(
+            Layer(operators.get(layer.operator).build(config), spec.norm_eps)
+            for layer, config in zip(spec.layers, spec.configs, strict=True)
+        )
+        self.head = LMHead(
+            hidden, spec.vocab_size, norm_eps=spec.norm_eps, head_norm=spec.head_norm
+        )
+        if spec.tie_embeddings:
+            self.head.proj.weight = self.embed.weight
+        self.to(device=device, dtype=dtype)
+
+    def init_weights(self, seed: int) -> None:
+        """Draw all weights from `seed`: matrices as the operators say, embeddings N(0, 0.02),
+        meta tokens N(0, 1) as published; what is written to the residual stream is scaled
+        down by sqrt(2 x layers), so that its variance does not grow with depth."""
+        generator = torch.Generator(self.embed.weight.device).manual_seed(seed)
+        nn.init.normal_(self.embed.weight, std=0.02, generator=generator)
+        if not self.spec.tie_embeddings:
+            nn.init.normal_(self.head.proj.weight, std=0.02, generator=generator)
+        if self.meta_tokens is not None:
+            nn.init.normal_(self.meta_tokens, generator=generator)
+        self.head.norm.reset()
+        for layer in self.decoder:
+            layer.init_weights(generator)
+            for name in layer.mixer.WRITES:
+                with torch.no_grad():
+                    layer.mixer.get_parameter(f"{name}.weight").mul_(
+                        (2 * len(self.layers)) ** -0.5
+                    )
+
+    @property
+    def decoder(self) -> list[Layer]:
+        """The layers, typed."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    def num_parameters(self) -> int:
+        """Number of trainable values; a tied head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(self, ids: Tensor, *, seq: SequenceInfo | None = None) -> Tensor:
+        """fp32 logits[B,T,V] of token ids[B,T]; every packed segment gets the meta tokens."""
+        h = self.embed(ids)
+        if seq is None:
+            return self.head(self._run(h, None))
+        return self.head(seq.from_rows(self._run(seq.to_rows(h), seq.rows.lengths)))
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """Mean next-token cross-entropy in nats over ids[B,T+1]."""
+        logits = self(ids[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    def init_state(self, batch: int, max_len: int) -> DecodeState:
+        """Room for `batch` rows of `max_len` tokens each, meta tokens not counted."""
+        if batch < 1 or max_len < 1:
+            raise ValueError(f"batch and max_len must be positive; got {batch} and {max_len}")
+        weight = self.embed.weight
+        capacity = max_len + self.spec.num_meta_tokens
+        layers = [
+            layer.mixer.init_state(batch, capacity, weight.dtype, weight.device)
+            for layer in self.decoder
+        ]
+        return DecodeState(layers, batch, capacity, str(weight.device))
+
+    def prefill(self, ids: Tensor, state: DecodeState, *, lengths: Tensor | None = None) -> Tensor:
+        """Read prompts ids[B,T], the first `lengths`[B] tokens of each row, into the state.
+
+        Rows that the state knows are continued; fresh ones begin with the meta tokens.
+        Returns fp32 logits[B,V] after each row's last token. Raises ValueError for an empty
+        prompt, another batch than the state's, or a prompt that does not fit.
+        """
+        batch, length = ids.shape
+        if batch != state.batch:
+            raise ValueError(f"the decode state has {state.batch} rows; got {batch} prompts")
+        if length == 0 or (lengths is not None and int(lengths.min()) < 1):
+            raise ValueError("a prompt must have at least one token; got an empty one")
+        real = torch.full_like(state.position, length) if lengths is None else lengths
+        meta = torch.where(state.position == 0, self.spec.num_meta_tokens, 0)
+        ends = state.position + meta + real
+        state.reserve(int(ends.max()) - state.longest)
+        total = int((meta + real).max())
+        h = self._with_meta(self.embed(ids), meta, real, total)
+        starts = state.position.clone() if state.longest else None
+        seq = SequenceInfo.padded(meta + real, total, starts=starts, device=ids.device)
+        for layer, layer_state in zip(self.decoder, state.layers, strict=True):
+            h = layer(h, state=layer_state, seq=seq)
+        state.position.copy_(ends)
+        state.longest = int(ends.max())
+        last = (meta + real - 1)[:, None, None].expand(-1, 1, h.shape[2])
+        return self.head(h.gather(1, last)[:, 0])
+
+    def step(self, ids: Tensor, state: DecodeState, active: Tensor | None = None) -> Tensor:
+        """Decode one token ids[B] per row; rows that are not `active`[B] change nothing.
+
+        Returns fp32 logits[B,V]. Raises ValueError when a row is full. Begin with `prefill`,
+        which is what puts the meta tokens into a fresh row.
+        """
+        active = state.all_rows if active is None else active
+        state.reserve(1, active)
+        h = self.embed(ids)
+        for layer, layer_state in zip(self.decoder, state.layers, strict=True):
+            h = layer.step(h, layer_state, state.position, active)
+        state.position += active
+        state.longest += 1
+        return self.head(h)
+
+    def _run(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
+        """All layers over right-padded rows[R,L,H], each led by the meta tokens."""
+        count = self.spec.num_meta_tokens
+        if self.meta_tokens is not None:
+            lead = self.meta_tokens.to(rows.dtype).expand(len(rows), -1, -1)
+            rows = torch.cat([lead, rows], dim=1)
+        seq = None
+        if lengths is not None:
+            seq = SequenceInfo.padded(lengths + count, rows.shape[1], device=rows.device)
+        for layer in self.layers:
+            rows = layer(rows, seq=seq)
+        return rows[:, count:]
+
+    def _with_meta(self, h: Tensor, meta: Tensor, real: Tensor, total: int) -> Tensor:
+        """Rows of `meta`[B] meta tokens and `real`[B] of the tokens h[B,T,H], then zeros."""
+        batch, length, hidden = h.shape
+        lead = h.new_empty(0, hidden) if self.meta_tokens is None else self.meta_tokens
+        source = torch.cat([lead, h.flatten(0, 1), h.new_zeros(1, hidden)])
+        column = torch.arange(total, device=h.device)[None]
+        token = column - meta[:, None]
+        row = torch.arange(batch, device=h.device)[:, None]
+        index = torch.where(token < 0, column, len(lead) + row * length + token)
+        return source[index.masked_fill(token >= real[:, None], len(source) - 1)]
+
+
+def build(
+    spec: ArchSpec,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> HybridLM:
+    """Make a model with weights drawn from `seed`."""
+    model = HybridLM(spec, device=device, dtype=dtype)
+    model.init_weights(seed)
+    return model

@@ -1,0 +1,164 @@
+"""HybridLM: prefill and step equal the forward pass, for any stack, padding and meta tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from archsearch.model import build
+from archsearch.model import normalize_weights_
+from archsearch.operators.sequence import SequenceInfo
+from archsearch.space import ArchSpec
+from archsearch.space import count
+from archsearch.space import parse
+
+PATTERNS = ["(a f)x2 @64", "d f m2 f a f m2 f @64", "m1 w gd gla ret r7 f @64"]
+
+
+def spec_of(pattern: str, meta: int = 5, **fields: object) -> ArchSpec:
+    return parse(pattern, vocab_size=97, num_meta_tokens=meta, head_norm=True, **fields)
+
+
+def ids_of(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 97, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    error = (actual - expected).norm() / expected.norm()
+    assert error < 1e-4, f"relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("meta", [0, 5])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_prefill_and_steps_equal_forward(pattern: str, meta: int) -> None:
+    model = build(spec_of(pattern, meta))
+    ids = ids_of(2, 30)
+    with torch.inference_mode():
+        expected = model(ids)
+        state = model.init_state(2, 30)
+        first = model.prefill(ids[:, :20], state)
+        assert_close(first, expected[:, 19])
+        for t in range(20, 30):
+            assert_close(model.step(ids[:, t], state), expected[:, t])
+    assert state.position.tolist() == [30 + meta] * 2
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_ragged_prompts_and_continued_ones(pattern: str) -> None:
+    model = build(spec_of(pattern))
+    ids = ids_of(3, 24)
+    lengths = torch.tensor([24, 1, 13])
+    with torch.inference_mode():
+        state = model.init_state(3, 60)
+        logits = model.prefill(ids, state, lengths=lengths)
+        for row, length in enumerate(lengths.tolist()):
+            assert_close(logits[row], model(ids[row : row + 1, :length])[0, -1])
+        # one row starts afresh (with meta tokens) while the others go on
+        state.reset(torch.tensor([1]))
+        more = ids_of(3, 9, seed=1)
+        counts = torch.tensor([9, 4, 2])
+        logits = model.prefill(more, state, lengths=counts)
+        before = {0: ids[0, :24], 1: ids[1, :0], 2: ids[2, :13]}
+        for row, old in before.items():
+            text = torch.cat([old, more[row, : counts[row]]])[None]
+            assert_close(logits[row], model(text)[0, -1])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_packed_segments_equal_single_sequences(pattern: str) -> None:
+    model = build(spec_of(pattern))
+    ids = ids_of(2, 40)
+    sizes = [[10, 17, 3], [40]]
+    logits = model(ids, seq=SequenceInfo.packed(sizes, 40))
+    for row, row_sizes in enumerate(sizes):
+        begin = 0
+        for size in row_sizes:
+            alone = model(ids[row : row + 1, begin : begin + size])
+            assert_close(logits[row, begin : begin + size], alone[0])
+            begin += size
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(side: str) -> None:
+    model = build(spec_of(PATTERNS[1]))
+    ids = ids_of(2, 20)
+    logits = model(ids, seq=SequenceInfo.padded([20, 6], 20, side=side))
+    where = slice(0, 6) if side == "right" else slice(14, 20)
+    assert_close(logits[1, where], model(ids[1:, where])[0])
+
+
+def test_parameter_count_is_exact() -> None:
+    for pattern in PATTERNS:
+        for tied in (True, False):
+            spec = spec_of(pattern, tie_embeddings=tied)
+            assert build(spec).num_parameters() == count.parameters(spec)
+
+
+def test_state_bytes_are_exact() -> None:
+    for pattern in PATTERNS:
+        spec = spec_of(pattern)
+        state = build(spec).init_state(2, 50)
+        assert state.num_bytes == count.state_bytes(spec, 50 + spec.num_meta_tokens, batch=2)
+
+
+def test_head_norm_divides_and_survives_a_zero_row() -> None:
+    model = build(spec_of(PATTERNS[0]))
+    weight = model.head.proj.weight
+    with torch.no_grad():
+        weight[3] = 0
+    h = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
+    logits = model.head(h)
+    assert torch.isfinite(logits).all()
+    assert not logits[:, 3].any()
+    unit = weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    assert_close(logits, model.head.norm(h) @ unit.T)
+    logits.square().sum().backward()
+    assert weight.grad is not None
+    assert torch.isfinite(weight.grad).all()
+    assert not weight.grad[3].any()
+
+
+def test_cached_head_norms_follow_the_weight() -> None:
+    model = build(spec_of(PATTERNS[0]))
+    h = torch.randn(2, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model.head(h)
+        model.head.proj.weight.mul_(3.0)
+        assert_close(model.head(h), before)
+
+
+def test_weight_normalisation_rows_and_columns() -> None:
+    model = build(spec_of(PATTERNS[2]))
+    embedding = model.embed.weight.clone()
+    normalize_weights_(model)
+    for layer in model.decoder:
+        modules = dict(layer.mixer.named_modules())
+        for names, dim in ((layer.mixer.READS, 1), (layer.mixer.WRITES, 0)):
+            for name in names:
+                if name in modules:
+                    norms = modules[name].get_parameter("weight").norm(dim=dim)
+                    assert_close(norms, torch.ones_like(norms))
+    assert torch.equal(model.embed.weight, embedding)
+
+
+def test_same_seed_same_weights() -> None:
+    first, second, other = (build(spec_of(PATTERNS[2]), seed=seed) for seed in (4, 4, 5))
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(first.embed.weight, other.embed.weight)
+
+
+def test_bad_requests_leave_the_state_usable() -> None:
+    model = build(spec_of(PATTERNS[1]))
+    ids = ids_of(2, 12)
+    state = model.init_state(2, 12)
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="has 2 rows; got 1 prompts"):
+            model.prefill(ids[:1], state)
+        with pytest.raises(ValueError, match="got an empty one"):
+            model.prefill(ids[:, :0], state)
+        with pytest.raises(ValueError, match="holds 17 tokens per row"):
+            model.prefill(ids_of(2, 13), state)
+        assert_close(model.prefill(ids, state), model(ids)[:, -1])
+        with pytest.raises(ValueError, match="17 are used and 1 more do not fit"):
+            model.step(ids[:, 0], state)
