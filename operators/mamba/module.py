@@ -1,0 +1,107 @@
+"""Mamba: projection, short convolution, selective scan, gate, projection.
+
+Legend: B rows, T tokens, H hidden size, D inner width, K state width, R rank of the time step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import nn
+from torch.nn import functional as F
+
+from archsearch.operators.common.conv import ShortConv
+from archsearch.operators.common.time_step import init_dt_bias
+from archsearch.operators.layer import Mixer
+from archsearch.operators.layer import State
+from archsearch.operators.layer import state_dtype
+from archsearch.operators.mamba.chunked import scan_chunked
+from archsearch.operators.mamba.config import MambaConfig
+from archsearch.operators.mamba.reference import scan
+from archsearch.operators.mamba.reference import scan_step
+from archsearch.operators.sequence import Rows
+
+
+class Mamba(Mixer):
+    """The official layer: in_proj makes x and the gate z; x_proj makes dt, B and C from x."""
+
+    operator = "mamba"
+    backends = ("torch", "reference")
+    READS = ("in_proj", "x_proj", "dt_proj")
+    WRITES = ("out_proj",)
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__(config)
+        inner = config.d_inner
+        self.d_state, self.dt_rank = config.d_state, config.dt_rank
+        self.state_dtype = config.state_dtype
+        self.in_proj = nn.Linear(config.hidden_size, 2 * inner, bias=False)
+        self.conv1d = ShortConv(inner, config.d_conv, bias=config.conv_bias)
+        self.x_proj = nn.Linear(inner, config.dt_rank + 2 * config.d_state, bias=False)
+        self.dt_proj = nn.Linear(config.dt_rank, inner, bias=True)
+        self.A_log = nn.Parameter(torch.empty(inner, config.d_state))
+        self.D = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """As the official code: A is 1..K in every channel, dt log-uniform, D one."""
+        super().init_weights(generator)
+        self.conv1d.init_weights(generator)
+        bound = self.dt_rank**-0.5
+        nn.init.uniform_(self.dt_proj.weight, -bound, bound, generator=generator)
+        init_dt_bias(self.dt_proj.bias, generator)
+        with torch.no_grad():
+            entries = torch.arange(1, self.d_state + 1, device=self.A_log.device)
+            self.A_log.copy_(entries.float().log().expand_as(self.A_log))
+            self.D.fill_(1)
+
+    def init_state(
+        self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device | str
+    ) -> State:
+        """The last inputs of the convolution and the state ssm[B,D,K]."""
+        ssm = torch.zeros(
+            batch,
+            *self.A_log.shape,
+            dtype=state_dtype(self.state_dtype, dtype),
+            device=device,
+        )
+        return State({"conv": self.conv1d.new_state(batch, dtype, device), "ssm": ssm})
+
+    def mix(self, x: Tensor, rows: Rows, state: State | None) -> Tensor:
+        """See `Mixer.mix`."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = F.silu(self.conv1d(u, rows, state))
+        dt, b, c = self.select(u)
+        mask = rows.mask(x)
+        if mask is not None:
+            # a step of length zero neither forgets nor adds
+            dt = dt.masked_fill(~mask[..., None], 0)
+        run = scan if self.backend(x) == "reference" else scan_chunked
+        before = None if state is None else state["ssm"]
+        y, after = run(u, dt, self.decay_rate(), b, c, before)
+        if state is not None:
+            state.update("ssm", after)
+        return self.finish(y, u, z)
+
+    def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
+        """See `Mixer.mix_step`."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u = F.silu(self.conv1d.step(u, state, active))
+        dt, b, c = self.select(u)
+        y, after = scan_step(state["ssm"], u, dt, self.decay_rate(), b, c)
+        state.update("ssm", after, active)
+        return self.finish(y, u, z)
+
+    def select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Time steps [...,D] in fp32 and the maps B and C [...,K] that u[...,D] asks for."""
+        dt, b, c = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = F.linear(dt, self.dt_proj.weight).float() + self.dt_proj.bias.float()
+        return F.softplus(dt), b, c
+
+    def decay_rate(self) -> Tensor:
+        """A[D,K], negative, in fp32."""
+        return -self.A_log.float().exp()
+
+    def finish(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
+        """Add the skip D u, gate by z, and project back to the hidden size."""
+        return self.out_proj(torch.addcmul(y, u, self.D) * F.silu(z))
