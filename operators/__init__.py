@@ -17,12 +17,16 @@ from archsearch.operators.base import Operator
 from archsearch.operators.base import OperatorConfig
 from archsearch.operators.base import Phase
 from archsearch.operators.base import Shape
+from archsearch.operators.deltanet import DELTANET
 from archsearch.operators.ffn import FFN
+from archsearch.operators.gated_deltanet import GATED_DELTANET
 from archsearch.operators.sliding_window import SLIDING_WINDOW
 
 OPERATORS: tuple[Operator, ...] = (
     ATTENTION,
     SLIDING_WINDOW,
+    DELTANET,
+    GATED_DELTANET,
     FFN,
 )
 

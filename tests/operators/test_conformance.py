@@ -31,6 +31,14 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 3, "head_dim": 32, "num_kv_heads": 3},
     ],
     "sliding_window": [{"window": 16}, {"window": 40, "num_kv_heads": 2}],
+    "deltanet": [
+        {"num_heads": 3, "head_dim": 17, "v_head_dim": 24, "conv_size": 2},
+        {"head_dim": 128, "conv_size": 1, "norm_eps": 1e-3},
+    ],
+    "gated_deltanet": [
+        {"num_heads": 2, "num_v_heads": 4, "head_dim": 24, "v_head_dim": 17},
+        {"num_v_heads": 4, "use_gate": False, "conv_size": 3},
+    ],
     "ffn": [{"activation": "relu2", "intermediate_size": 96}],
 }
 
