@@ -20,11 +20,15 @@ from archsearch.operators.base import Shape
 from archsearch.operators.deltanet import DELTANET
 from archsearch.operators.ffn import FFN
 from archsearch.operators.gated_deltanet import GATED_DELTANET
+from archsearch.operators.mamba import MAMBA
+from archsearch.operators.mamba2 import MAMBA2
 from archsearch.operators.sliding_window import SLIDING_WINDOW
 
 OPERATORS: tuple[Operator, ...] = (
     ATTENTION,
     SLIDING_WINDOW,
+    MAMBA,
+    MAMBA2,
     DELTANET,
     GATED_DELTANET,
     FFN,

@@ -39,6 +39,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 2, "num_v_heads": 4, "head_dim": 24, "v_head_dim": 17},
         {"num_v_heads": 4, "use_gate": False, "conv_size": 3},
     ],
+    "mamba": [{"d_state": 4, "expand": 1, "d_conv": 2, "dt_rank": 3, "conv_bias": False}],
+    "mamba2": [
+        {"num_groups": 2, "head_dim": 32, "d_state": 16, "chunk_size": 16},
+        {"d_state": 24, "expand": 1, "d_conv": 2, "conv_bias": False, "chunk_size": 128},
+    ],
     "ffn": [{"activation": "relu2", "intermediate_size": 96}],
 }
 
