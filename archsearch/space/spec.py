@@ -110,6 +110,11 @@ class ArchSpec(BaseModel):
         except ValueError as error:
             raise ValueError(f"layers[{index}]: {error}") from None
 
+    @property
+    def num_layers(self) -> int:
+        """Layers, every mixer and every FFN counted as one."""
+        return len(self.layers)
+
     @cached_property
     def notation(self) -> str:
         """The short form; it carries operators and width, not what a layer overrides."""
