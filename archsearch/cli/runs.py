@@ -1,0 +1,31 @@
+"""Runs as users name them: a folder, or a name under `runs/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from archsearch.space import ArchSpec
+from archsearch.space import load
+from archsearch.space import presets
+
+RUNS = Path("runs")
+WINNER = Path("best") / "arch.json"
+
+
+def load_source(text: str) -> ArchSpec:
+    """An architecture from a preset, a pattern, a JSON file, or the winner of a run.
+
+    Raises ValueError for what is none of them and for a run that has no winner yet.
+    """
+    if text not in presets.names():
+        for folder in (Path(text), RUNS / text):
+            if folder.is_dir():
+                return _winner(folder)
+    return load(text)
+
+
+def _winner(folder: Path) -> ArchSpec:
+    file = folder / WINNER
+    if not file.is_file():
+        raise ValueError(f"the run {folder} has no winner yet: there is no {file}")
+    return load(str(file))
