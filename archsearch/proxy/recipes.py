@@ -1,0 +1,21 @@
+"""Named recipes of short training."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from archsearch.train.recipe import Recipe
+
+RECIPES: dict[str, Recipe] = {
+    # a candidate of 0.5M-3M parameters within some seconds on two cores
+    "cpu": Recipe(steps=60, batch_size=8, seq_len=128, lr=4e-3, warmup_steps=6, eval_tokens=16384),
+}
+
+
+def get(name: str) -> Recipe:
+    """Look a recipe up; raises ValueError that names what exists."""
+    if name in RECIPES:
+        return RECIPES[name]
+    near = get_close_matches(name, RECIPES, n=1)
+    hint = f" did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown recipe {name!r};{hint} there is {', '.join(RECIPES)}")

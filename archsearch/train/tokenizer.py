@@ -1,0 +1,124 @@
+"""Text to token ids: bytes, or any tokenizer of the `tokenizers` and `transformers` libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.generic]
+
+# what the usual tokenizers call the end of a document, for files that do not say it
+_END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+
+
+class Tokenizer(Protocol):
+    """`separator` is the id put after every document (None: nothing is put there)."""
+
+    name: str
+    vocab_size: int
+    separator: int | None
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text, without special tokens."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes: 256 ids. Byte 0, which text does not contain, ends a document, so that
+    the vocabulary needs no 257th entry."""
+
+    name = "bytes"
+    vocab_size = 256
+    separator: int | None = 0
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Bytes of each text."""
+        return [np.frombuffer(text.encode("utf-8", "replace"), np.uint8) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, separators vanish."""
+        return bytes(i for i in ids if i).decode("utf-8", "replace")
+
+
+class FileTokenizer:
+    """A `tokenizer.json` of the `tokenizers` library."""
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"cannot load tokenizer {str(path)!r}: {_line(error)}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.name = name or str(path)
+        # ids may have holes: the largest one counts
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        self.separator: int | None = next(
+            (vocabulary[token] for token in _END_TOKENS if token in vocabulary), None
+        )
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text, without special tokens."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids)))
+
+
+class TransformersTokenizer:
+    """Whatever `transformers.AutoTokenizer` loads from a folder or by name."""
+
+    def __init__(self, name: str) -> None:
+        import transformers
+
+        try:
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+        except Exception as error:  # many kinds: network, missing files, unknown classes
+            raise ValueError(
+                f"cannot load tokenizer {name!r}: it must be 'bytes', a tokenizer.json, a folder"
+                f" with one, or a name that transformers can load; {_line(error)}"
+            ) from None
+        self.name = name
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        self.separator: int | None = self._tokenizer.eos_token_id
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each text, without special tokens."""
+        rows = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [np.array(ids, np.uint32) for ids in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def load_tokenizer(name: str | Path = "bytes") -> Tokenizer:
+    """Load "bytes", a tokenizer.json, a folder, or a transformers name; raises ValueError."""
+    if str(name) == "bytes":
+        return ByteTokenizer()
+    path = Path(name)
+    if path.is_file():
+        return FileTokenizer(path)
+    if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
+        return FileTokenizer(path / "tokenizer.json", str(name))
+    if path.suffix == ".json":
+        raise ValueError(f"cannot load tokenizer {str(name)!r}: there is no such file")
+    return TransformersTokenizer(str(name))
+
+
+def _line(error: Exception) -> str:
+    """First line of an error's message."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
