@@ -27,7 +27,7 @@ def scan_chunked(
     if state is None:
         state = x.new_zeros(len(x), *a.shape, dtype=torch.float32)
     steps = (t.float().transpose(0, 1).contiguous() for t in (x, dt, b, c))
-    y, final = _Scan.apply(*steps, a.float(), state.float())
+    y, final = _Scan.apply(*steps, a.float(), state.float())  # type: ignore[no-untyped-call]
     return y.transpose(0, 1).to(x.dtype), final
 
 
