@@ -1,0 +1,167 @@
+"""The only timer: quantiles over many repeats, on a CPU clock or by CUDA-graph replay."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+MAX_REPEATS = 100_000
+# latency on a CPU means one thread: a decode step of a small model gains little from a second
+# one, and waits milliseconds for it whenever anything else runs on the machine
+CPU_THREADS = 1
+# a sample counts if the operating system left the core to it for this share of its time
+CLEAN_SHARE = 0.95
+# how many budgets may be spent on waiting for such samples
+MAX_STRETCH = 3
+# replays between two looks at the clock on a GPU: events queue up without a host wait
+CUDA_BURST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Quantiles of one call in microseconds, and how they were obtained."""
+
+    p10_us: float
+    p50_us: float
+    p90_us: float
+    repeats: int
+    used_cuda_graph: bool = False
+
+    def per(self, count: float) -> Timing:
+        """The share of one out of `count` equal parts of the call."""
+        return Timing(
+            self.p10_us / count,
+            self.p50_us / count,
+            self.p90_us / count,
+            self.repeats,
+            self.used_cuda_graph,
+        )
+
+
+def measure(
+    fn: Callable[[], object],
+    *,
+    device: str = "cpu",
+    warmup: int = 3,
+    min_repeats: int = 20,
+    budget_s: float = 0.1,
+    inner: int = 1,
+    threads: int = CPU_THREADS,
+) -> Timing:
+    """Time `fn()` repeatedly for about `budget_s` seconds, at least `min_repeats` times.
+
+    One sample is the mean of `inner` calls in a row. On "cuda" the calls are captured in one
+    CUDA graph and its replays are timed by events; what cannot be captured raises. On a CPU
+    torch computes with `threads` threads meanwhile.
+    """
+    if warmup < 1 or min_repeats < 1 or inner < 1:
+        raise ValueError(
+            f"warmup, min_repeats and inner must be positive; got {warmup}, {min_repeats}, {inner}"
+        )
+    if device.startswith("cuda"):
+        samples = _cuda_samples(fn, warmup, min_repeats, budget_s, inner)
+    else:
+        with cpu_threads(threads):
+            samples = _cpu_samples(fn, warmup, min_repeats, budget_s, inner)
+    return summarize(samples, used_cuda_graph=device.startswith("cuda")).per(inner)
+
+
+def summarize(samples_us: list[float], *, used_cuda_graph: bool = False) -> Timing:
+    """Quantiles of samples in microseconds."""
+    p10, p50, p90 = (float(value) for value in np.quantile(samples_us, (0.1, 0.5, 0.9)))
+    return Timing(p10, p50, p90, len(samples_us), used_cuda_graph)
+
+
+def _cpu_samples(
+    fn: Callable[[], object], warmup: int, min_repeats: int, budget_s: float, inner: int
+) -> list[float]:
+    for _ in range(warmup):
+        fn()
+    samples: list[tuple[int, int]] = []
+    num_clean = 0
+    with no_garbage_collection():
+        begin = time.perf_counter()
+        while len(samples) < MAX_REPEATS:
+            # on a busy machine, go on until enough samples were left alone
+            stretch = 1 if num_clean >= min_repeats else MAX_STRETCH
+            spent = time.perf_counter() - begin
+            if len(samples) >= min_repeats and spent > stretch * budget_s:
+                break
+            wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
+            for _ in range(inner):
+                fn()
+            cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
+            samples.append((wall, cpu))
+            num_clean += cpu >= CLEAN_SHARE * wall
+    return undisturbed(samples, min_repeats)
+
+
+def undisturbed(samples: list[tuple[int, int]], min_repeats: int) -> list[float]:
+    """Wall times in microseconds of the samples (wall ns, CPU ns) during which this thread kept
+    its core; if they are fewer than `min_repeats`, those that kept it longest."""
+    ranked = sorted(samples, key=lambda sample: sample[1] / max(sample[0], 1), reverse=True)
+    clean = [wall / 1e3 for wall, cpu in ranked if cpu >= CLEAN_SHARE * wall]
+    return clean if len(clean) >= min_repeats else [wall / 1e3 for wall, _ in ranked[:min_repeats]]
+
+
+def _cuda_samples(
+    fn: Callable[[], object], warmup: int, min_repeats: int, budget_s: float, inner: int
+) -> list[float]:
+    import torch
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(warmup):
+            fn()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(inner):
+            fn()
+    graph.replay()
+    torch.cuda.synchronize()
+    samples: list[float] = []
+    end = time.perf_counter() + budget_s
+    while len(samples) < min_repeats or time.perf_counter() < end:
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(CUDA_BURST + 1)]
+        events[0].record()
+        for event in events[1:]:
+            graph.replay()
+            event.record()
+        torch.cuda.synchronize()
+        samples += [1e3 * a.elapsed_time(b) for a, b in pairwise(events)]
+    return samples
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of the samples."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

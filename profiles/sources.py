@@ -1,0 +1,76 @@
+"""Hash of the source files behind each operator's speed: tells a stale row from a fresh one."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent
+# what a config or a cost says does not change how fast the module runs
+IRRELEVANT = ("base", "config", "cost")
+# the parts of a model that are no operators
+PARTS = {"embedding": "model.lm", "head": "model.head"}
+
+
+def source_hashes(operators: Iterable[str]) -> dict[str, str]:
+    """For each operator (or "embedding", "head") a hash of its module and of what that imports
+    from this package; "" for one that is not installed."""
+    return {name: _source_hash(name) for name in operators}
+
+
+@lru_cache(maxsize=256)
+def _source_hash(name: str) -> str:
+    start = PARTS.get(name, f"operators.{name}.module")
+    if not name.isidentifier() or not _file(start).exists():
+        return ""
+    # the model's own loop reaches everything: its one file is enough
+    modules = {start} if name in PARTS else _closure(start)
+    digest = hashlib.sha256()
+    for module in sorted(modules):
+        digest.update(module.encode())
+        digest.update(_code(_file(module).read_text(encoding="utf-8")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _closure(start: str) -> set[str]:
+    found, waiting = set[str](), [start]
+    while waiting:
+        module = waiting.pop()
+        if module in found or module.split(".")[-1] in IRRELEVANT:
+            continue
+        found.add(module)
+        waiting += _imports(_file(module))
+    return found
+
+
+def _imports(path: Path) -> list[str]:
+    """Modules of archsearch.operators that a file imports, as paths below the package."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        if not node.module.startswith("archsearch.operators"):
+            continue
+        module = node.module.removeprefix("archsearch.")
+        inner = [f"{module}.{alias.name}" for alias in node.names]
+        found += [name for name in (module, *inner) if _file(name).exists()]
+    return found
+
+
+def _code(text: str) -> str:
+    """A source without what cannot change its speed: docstrings, comment lines, empty lines."""
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            skipped.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = [line.rstrip() for n, line in enumerate(text.splitlines(), 1) if n not in skipped]
+    return "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+
+
+def _file(module: str) -> Path:
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py")

@@ -1,0 +1,205 @@
+"""Latency tables on disk: a folder with one Parquet file and its provenance beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from dataclasses import field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from archsearch.profiles.schema import KEY
+from archsearch.profiles.schema import checked
+from archsearch.profiles.schema import to_arrow
+from archsearch.profiles.sources import source_hashes
+
+ROWS_FILE, META_FILE = "table.parquet", "meta.json"
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Measured `rows` (see `schema`) with their provenance `meta`.
+
+    `stale` names the operators whose sources differ from those that were measured: their rows
+    are left out, or, if the table was loaded with `allow_stale`, kept.
+    """
+
+    name: str
+    rows: pd.DataFrame
+    meta: Mapping[str, Any]
+    path: Path | None = None
+    stale: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def label(self) -> str:
+        """The name, with a warning for readers if rows are stale."""
+        held = sorted(self.stale & set(self.rows["operator"]))
+        return f"{self.name} (stale: {', '.join(held)})" if held else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """Where a table lies: "cache" (measured here) or "shipped"."""
+
+    name: str
+    origin: str
+    path: Path
+
+
+def cache_root() -> Path:
+    """The folder of this user's own tables: $ARCHSEARCH_CACHE, or the platform's cache."""
+    if chosen := os.environ.get("ARCHSEARCH_CACHE"):
+        return Path(chosen).expanduser() / "profiles"
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "archsearch" / "profiles"
+
+
+def list_tables() -> list[TableInfo]:
+    """The user's own tables, then the shipped ones, each under its folder's name."""
+    return [*_tables_in(cache_root(), "cache"), *_tables_in(SHIPPED, "shipped")]
+
+
+def load_table(name_or_path: str | Path, *, allow_stale: bool = False) -> Table:
+    """Load a table by name (one measured here wins over a shipped one) or by its folder.
+
+    Rows whose operators' sources have changed since are left out unless `allow_stale`.
+    Raises ValueError for an unknown, corrupt, foreign or entirely stale table.
+    """
+    folder = find(name_or_path)
+    meta = read_meta(folder)
+    rows = _read_rows(folder / ROWS_FILE)
+    operators = set(rows["operator"])
+    current = source_hashes(operators)
+    measured = meta["sources"]
+    stale = frozenset(name for name in operators if measured.get(name) != current[name])
+    if stale and not allow_stale:
+        rows = rows[~rows["operator"].isin(list(stale))].reset_index(drop=True)
+        if rows.empty:
+            raise ValueError(
+                f"the table {folder.name!r} was measured with other operator sources; measure"
+                " again with 'archsearch profile', or allow stale rows"
+            )
+    return Table(folder.name, rows, meta, folder, stale)
+
+
+def find(name_or_path: str | Path) -> Path:
+    """The folder of a table; raises ValueError that names the tables that exist."""
+    text = str(name_or_path)
+    path = Path(text)
+    if path.name in (ROWS_FILE, META_FILE):
+        path = path.parent
+    if (path / META_FILE).exists() or (path / ROWS_FILE).exists():
+        return path
+    tables = list_tables()
+    for info in tables:
+        if info.name == text:
+            return info.path
+    known = sorted({info.name for info in tables})
+    near = get_close_matches(text, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = f"there are {', '.join(known)}" if known else "there is none yet"
+    raise ValueError(
+        f"no latency table {text!r}{hint} ({listed}; 'archsearch profile' measures one)"
+    )
+
+
+def save_table(table: Table, folder: Path) -> Table:
+    """Write the table into `folder`, each file at once or not at all; returns it with its path.
+
+    Raises ValueError for rows that break the schema and OSError if the folder cannot be
+    written.
+    """
+    rows = checked(table.rows, f"table {table.name!r}")
+    meta = {"format": FORMAT, **table.meta, "rows": len(rows)}
+    _check_meta(meta, f"table {table.name!r}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # rows first: interrupted in between, new rows look stale, never stale rows new
+        with _replacing(folder / ROWS_FILE) as path:
+            pq.write_table(to_arrow(rows, table.name), path, compression="zstd")
+        with _replacing(folder / META_FILE) as path:
+            path.write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot write a latency table to {folder}: {error}") from error
+    return Table(folder.name, rows, meta, folder, table.stale)
+
+
+def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """All rows of both; where a key is in both, the new row. A row that failed is replaced by
+    any row of that case, whatever its backend."""
+    if old.empty or new.empty:
+        return new if old.empty else old
+    case = [name for name in KEY if name != "backend"]
+    failed = old["error"] != ""
+    again = pd.MultiIndex.from_frame(old[case]).isin(pd.MultiIndex.from_frame(new[case]))
+    both = pd.concat([old[~(failed & again)], new], ignore_index=True)
+    return both.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The provenance of the table in `folder`; raises ValueError if it is not one."""
+    path = folder / META_FILE
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a latency table: it has no {META_FILE}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"{path} is damaged: it is not JSON") from None
+    _check_meta(meta, str(path))
+    return dict(meta)
+
+
+def _check_meta(meta: Any, what: str) -> None:
+    if not isinstance(meta, dict) or not isinstance(meta.get("sources"), dict):
+        raise ValueError(f"{what} is not the provenance of a latency table: no 'sources'")
+    if meta.get("format") != FORMAT:
+        raise ValueError(f"{what} has format {meta.get('format')!r}; this version reads {FORMAT}")
+
+
+def _read_rows(path: Path) -> pd.DataFrame:
+    try:
+        # the file alone: a reader given a folder would look for partitions
+        frame = pq.ParquetFile(path).read().to_pandas()
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} is not a latency table: it has no {path.name}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged or no Parquet file ({_first_line(error)})") from None
+    return checked(frame, str(path))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _tables_in(root: Path, origin: str) -> Iterator[TableInfo]:
+    if root.is_dir():
+        for meta in sorted(root.rglob(META_FILE)):
+            yield TableInfo(meta.parent.name, origin, meta.parent)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary neighbour to write to; it takes the place of `target` at the end."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
