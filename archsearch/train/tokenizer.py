@@ -15,6 +15,9 @@ Ids = NDArray[np.generic]
 # what the usual tokenizers call the end of a document, for files that do not say it
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
+_FILES = ("tokenizer.json", "vocab.json")
+_CONFIGS = ("tokenizer_config.json", "config.json")
+
 
 class Tokenizer(Protocol):
     """`separator` is the id put after every document (None: nothing is put there)."""
@@ -48,19 +51,18 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-    """A `tokenizer.json` of the `tokenizers` library."""
+    """A `tokenizer.json` of the `tokenizers` library, or a folder with one, or with the
+    `vocab.json` and `merges.txt` of byte-level BPE that came before (GPT-2)."""
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        import tokenizers
-
+    def __init__(self, path: Path) -> None:
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            self._tokenizer = _read(path)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"cannot load tokenizer {str(path)!r}: {_line(error)}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.name = name or str(path)
+        self.name = str(path)
         # ids may have holes: the largest one counts
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.separator: int | None = next(
@@ -109,16 +111,30 @@ def load_tokenizer(name: str | Path = "bytes") -> Tokenizer:
     if str(name) == "bytes":
         return ByteTokenizer()
     path = Path(name)
-    if path.is_file():
+    # what a folder's config says (class, end token) is for transformers to read
+    has_config = any((path / config).is_file() for config in _CONFIGS)
+    if path.is_file() or (not has_config and any((path / file).is_file() for file in _FILES)):
         return FileTokenizer(path)
-    if (path / "tokenizer.json").is_file() and not (path / "tokenizer_config.json").is_file():
-        return FileTokenizer(path / "tokenizer.json", str(name))
     if path.suffix == ".json":
         raise ValueError(f"cannot load tokenizer {str(name)!r}: there is no such file")
     return TransformersTokenizer(str(name))
 
 
+def _read(path: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a file or folder."""
+    import tokenizers
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if file.is_file():
+        return tokenizers.Tokenizer.from_file(str(file))
+    vocab, merges = str(path / "vocab.json"), str(path / "merges.txt")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(vocab, merges))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    return tokenizer
+
+
 def _line(error: Exception) -> str:
     """First line of an error's message."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return text.splitlines()[0].rstrip(" :")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from archsearch.proxy import score
 from archsearch.proxy import short_training
+from archsearch.proxy.short_training import score
 from archsearch.space import parse
 from archsearch.train import data as token_data
 from archsearch.train.data import TokenData

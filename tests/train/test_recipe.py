@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -52,3 +54,8 @@ def test_bad_fields_are_one_sentence(fields: dict[str, Any], message: str) -> No
     with pytest.raises(ValueError, match=message) as caught:
         Recipe.create(**fields)
     assert "\n" not in str(caught.value)
+
+
+def test_recipes_need_no_torch() -> None:
+    code = "import sys, archsearch.proxy.recipes; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

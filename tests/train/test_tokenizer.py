@@ -55,6 +55,15 @@ def test_tokenizer_file_and_folder(tokenizer_file: Path) -> None:
         assert tokenizer.separator == 0
 
 
+def test_vocabulary_and_merges(tokenizer_file: Path, tmp_path: Path) -> None:
+    tokenizers.Tokenizer.from_file(str(tokenizer_file)).model.save(str(tmp_path))
+    tokenizer, same = load_tokenizer(tmp_path), load_tokenizer(tokenizer_file)
+    (ids,) = tokenizer.encode([TEXT])
+    assert ids.tolist() == same.encode([TEXT])[0].tolist()
+    assert tokenizer.decode(ids.tolist()) == TEXT
+    assert (tokenizer.vocab_size, tokenizer.separator) == (same.vocab_size, same.separator)
+
+
 def test_transformers_folder(tokenizer_file: Path, tmp_path: Path) -> None:
     made = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(tokenizer_file), eos_token="<|endoftext|>"
