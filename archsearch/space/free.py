@@ -95,7 +95,7 @@ class FreeSpace(SearchSpace):
         return any(code != FFN for code in codes)
 
     def _keeps(self, before: Params, after: Params) -> bool:
-        return before == after
+        return self._read(before) == self._read(after)
 
     def _cross(self, a: Params, b: Params, rng: Generator) -> Params:
         """One point: the first layers of one parent, the rest of the other."""

@@ -111,11 +111,13 @@ class SearchSpace(ABC):
         if taken:
             raise ValueError(f"{min(taken)} is what the space chooses: it cannot be a field")
         for width in self.widths:
-            try:
-                self._spec((*self.codes, FFN), width)
-            except ValueError as error:
-                where = f"space {self.name} at width {width}"
-                raise ValueError(f"{where}: {error}") from None
+            for code in (*self.codes, FFN):
+                try:
+                    self._spec((code,), width)
+                except ValueError as error:
+                    reason = str(error).removeprefix("layers[0]: ")
+                    where = f"space {self.name} at width {width}"
+                    raise ValueError(f"{where}: {reason}") from None
 
     @abstractmethod
     def _pattern_distributions(self) -> dict[str, Distribution]:

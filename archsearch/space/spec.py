@@ -91,6 +91,9 @@ class ArchSpec(BaseModel):
         del deep
         return self.create(**{**self.model_dump(), **(update or {})})
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @model_validator(mode="after")
     def _layers_resolve(self) -> Self:
         assert len(self.configs) == len(self.layers)
