@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from archsearch import operators
 
-MAX_LAYERS = 10_000
+MAX_LAYERS = 512
 _TOKEN = re.compile(r"\s*(?:(?P<width>@\s*\d+)|(?P<sign>[()@])|(?P<word>\w+)|(?P<other>\S))")
 _REPEATED = re.compile(r"(?P<code>\w*?)x(?P<count>\d+)")
 
@@ -161,22 +161,29 @@ class _Parser:
 @lru_cache(maxsize=4096)
 def _fold(codes: tuple[str, ...]) -> str:
     """Shortest spelling of `codes`; the plain one wins ties."""
-    period = _period(codes)
-    if period < len(codes):
-        unit = _fold(codes[:period])
-        repeated = f"{unit}x{len(codes) // period}" if period == 1 else ""
-        repeated = repeated or f"({unit})x{len(codes) // period}"
-    best = " ".join(codes)
-    if period < len(codes) and len(repeated) < len(best):
-        best = repeated
-    for cut in range(1, len(codes)):
-        split = f"{_fold(codes[:cut])} {_fold(codes[cut:])}"
-        if len(split) < len(best):
-            best = split
-    return best
+    # best[i] spells codes[i:]: its first item is one code or a repeated unit
+    best = [""] * (len(codes) + 1)
+    for begin in reversed(range(len(codes))):
+        best[begin] = _joined(codes[begin], best[begin + 1])
+        for size in range(1, (len(codes) - begin) // 2 + 1):
+            unit = codes[begin : begin + size]
+            repeats, end = 1, begin + size
+            if codes[end : end + size] != unit or _repeats(unit):
+                continue
+            while codes[end : end + size] == unit:
+                repeats, end = repeats + 1, end + size
+                text = codes[begin] if size == 1 else f"({_fold(unit)})"
+                spelled = _joined(f"{text}x{repeats}", best[end])
+                if len(spelled) < len(best[begin]):
+                    best[begin] = spelled
+    return best[0]
 
 
-def _period(codes: tuple[str, ...]) -> int:
-    """Length of the shortest unit whose repetition gives `codes`."""
+def _joined(first: str, rest: str) -> str:
+    return f"{first} {rest}" if rest else first
+
+
+def _repeats(codes: tuple[str, ...]) -> bool:
+    """Whether a shorter unit, repeated, gives `codes`: folding that unit is never longer."""
     length = len(codes)
-    return next(p for p in range(1, length + 1) if codes[:p] * (length // p) == codes)
+    return any(codes[:p] * (length // p) == codes for p in range(1, length // 2 + 1))

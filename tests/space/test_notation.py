@@ -90,7 +90,7 @@ def test_print_and_parse_are_inverse() -> None:
         ("a x2 x2", 5, "a repeat must follow"),
         ("a fx0", 3, "at least 1"),
         ("a & f", 2, "expected an operator code"),
-        ("((ax1000)x1000)x1000", 9, "more than 10000 layers"),
+        ("((ax20)x20)x20", 11, "more than 512 layers"),
         ("", 0, "expected an operator code"),
     ],
 )
