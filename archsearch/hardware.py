@@ -52,7 +52,7 @@ PEAKS: dict[str, Peaks] = {
 class Hardware:
     """One device that latencies are measured on; `slug` names its tables.
 
-    `threads` is how many the CPU computes with; a GPU has none.
+    `threads` is how many of the CPU a measured model computes with; a GPU has none.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -72,12 +72,9 @@ class Hardware:
         return peaks(self.name) if self.kind == "gpu" else None
 
 
-def describe(device: str = "cpu", *, threads: int | None = None) -> Hardware:
-    """Describe this machine's CPU, computing with `threads` (default: what torch is set to), or
-    the GPU that `device` ("cuda", "cuda:1") names.
-
-    Raises ValueError for a device that does not exist.
-    """
+def describe(device: str = "cpu", *, threads: int = 1) -> Hardware:
+    """Describe this machine's CPU, latencies being measured on `threads` of it, or the GPU that
+    `device` ("cuda", "cuda:1") names. Raises ValueError for a device that does not exist."""
     if device.startswith("cuda"):
         import torch
 
@@ -94,10 +91,6 @@ def describe(device: str = "cpu", *, threads: int | None = None) -> Hardware:
         )
     if device != "cpu":
         raise ValueError(f"device must be 'cpu' or 'cuda[:index]'; got {device!r}")
-    if threads is None:
-        import torch
-
-        threads = torch.get_num_threads()
     name = cpu_name()
     return Hardware(
         kind="cpu",

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Protocol
 
 from archsearch import operators
 from archsearch.operators import Cost
@@ -15,6 +14,8 @@ from archsearch.operators import Shape
 from archsearch.profiles import canonical_json
 from archsearch.space import ArchSpec
 from archsearch.space.count import layer_shape
+from archsearch.space.search_space import FFN
+from archsearch.space.search_space import SearchSpace
 from archsearch.space.spec import INHERITED
 
 # the parts of a model that are no layers: embedding with the step's bookkeeping; final norm
@@ -24,22 +25,6 @@ PARTS = (EMBEDDING, HEAD)
 
 # `context` of a row whose time does not depend on it
 ANY_CONTEXT = 0
-
-
-class Space(Protocol):
-    """What this module asks of a search space."""
-
-    @property
-    def widths(self) -> Iterable[int]:
-        """Hidden sizes that candidates may have."""
-
-    @property
-    def codes(self) -> Iterable[str]:
-        """Operators that candidates may use."""
-
-    @property
-    def fields(self) -> dict[str, object]:
-        """`ArchSpec` fields that all candidates share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +57,14 @@ def cases_for_spec(spec: ArchSpec, shapes: Iterable[Shape]) -> list[Case]:
     return list(dict.fromkeys(case for shape in shapes for case in model_cases(spec, shape)))
 
 
-def cases_for_space(space: Space, shapes: Iterable[Shape]) -> list[Case]:
+def cases_for_space(space: SearchSpace, shapes: Iterable[Shape]) -> list[Case]:
     """What predicting every candidate of `space` at `shapes` needs: each of its operators, and
-    the FFN, at each of its widths; operators that do not admit a width have no row there.
-
-    Raises ValueError if no operator admits any width.
-    """
+    the FFN, at each of its widths."""
     shapes = list(shapes)
     found: dict[Case, None] = {}
-    codes = dict.fromkeys([*space.codes, "ffn"])
-    for width, code in product(space.widths, codes):
-        spec = _one_layer(width, code, space.fields)
-        if spec is not None:
-            found.update(dict.fromkeys(cases_for_spec(spec, shapes)))
-    if not found:
-        raise ValueError(
-            f"none of the operators {list(codes)} can be built at widths {list(space.widths)}"
-        )
+    for width, code in product(space.widths, dict.fromkeys([*space.codes, FFN])):
+        spec = ArchSpec.create(**space.fields, hidden_size=width, layers=({"operator": code},))
+        found.update(dict.fromkeys(cases_for_spec(spec, shapes)))
     return list(found)
 
 
@@ -162,10 +138,3 @@ def _is_constant(operator: str, config: OperatorConfig) -> bool:
         cost(config, Shape("decode", context=context)).state_bytes for context in (1, 1 << 20)
     )
     return short == long
-
-
-def _one_layer(width: int, code: str, fields: dict[str, object]) -> ArchSpec | None:
-    try:
-        return ArchSpec.create(**{**fields, "hidden_size": width, "layers": ({"operator": code},)})
-    except ValueError:
-        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from archsearch import operators
 from archsearch.latency.cases import ANY_CONTEXT
 from archsearch.latency.cases import PARTS
 from archsearch.latency.cases import Case
+from archsearch.latency.cases import config_key
 from archsearch.latency.cases import layer_case
 from archsearch.latency.cases import part_cases
 from archsearch.operators import Shape
@@ -145,11 +147,21 @@ def predict_many(specs: Iterable[ArchSpec], shape: Shape, table: Table) -> NDArr
 def command(case: Case) -> str:
     """The command that measures `case`."""
     context = f" --context {case.context}" if case.context != ANY_CONTEXT else ""
-    kind = "" if case.operator in PARTS else f" --operators {operators.get(case.operator).code}"
     return (
-        f"archsearch profile{kind} --widths {case.hidden_size} --phase {case.phase}"
-        f" --batch {case.batch}{context} --dtype {case.dtype}"
+        f"archsearch profile {_what(case)} --phase {case.phase} --batch {case.batch}"
+        f"{context} --dtype {case.dtype}"
     )
+
+
+def _what(case: Case) -> str:
+    if case.operator in PARTS:
+        vocabulary = json.loads(case.config)["vocab_size"]
+        return f"--widths {case.hidden_size} --vocab-size {vocabulary}"
+    operator = operators.get(case.operator)
+    if case.config == config_key(operator.configure(case.hidden_size)):
+        return f"--operators {operator.code} --widths {case.hidden_size}"
+    # no option says this config: the architecture itself does
+    return "SPEC"
 
 
 def _rows(spec: ArchSpec, shape: Shape, index: LatencyIndex) -> Iterable[tuple[str, Quantiles]]:

@@ -1,0 +1,124 @@
+"""The timer and the hardware description."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from archsearch import hardware
+from archsearch import timing
+
+
+def busy(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_measures_wall_time() -> None:
+    found = timing.measure(lambda: time.sleep(0.002), warmup=1, min_repeats=5, budget_s=0.02)
+    assert found.repeats >= 5
+    assert 2000 <= found.p10_us <= found.p50_us <= found.p90_us
+    assert found.p10_us < 50_000
+    assert not found.used_cuda_graph
+
+
+def test_inner_calls_share_a_sample() -> None:
+    calls = []
+    found = timing.measure(
+        lambda: calls.append(busy(0.001)), warmup=1, min_repeats=3, budget_s=0, inner=4
+    )
+    assert len(calls) >= 1 + 3 * 4
+    assert 1000 <= found.p10_us < 3000
+
+
+def test_minimum_of_repeats_outlasts_the_budget() -> None:
+    calls = []
+    timing.measure(lambda: calls.append(1), warmup=2, min_repeats=50, budget_s=0.0)
+    assert len(calls) >= 52
+
+
+def test_garbage_collector_and_threads_are_as_before() -> None:
+    seen = []
+    torch.set_num_threads(2)
+    timing.measure(
+        lambda: seen.append((gc.isenabled(), torch.get_num_threads())), min_repeats=1, budget_s=0
+    )
+    assert seen[-1] == (False, 1)
+    assert gc.isenabled()
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError):
+        timing.measure(lambda: 1 / 0)
+    assert gc.isenabled()
+
+
+def test_samples_without_the_core_do_not_count() -> None:
+    clean, preempted = (1_000_000, 990_000), (5_000_000, 1_000_000)
+    assert timing.undisturbed([preempted, clean, preempted, clean], 2) == [1000.0, 1000.0]
+    # too few: the ones that kept the core longest fill up
+    half = (2_000_000, 1_000_000)
+    assert timing.undisturbed([preempted, clean, half], 2) == [1000.0, 2000.0]
+
+
+def test_quantiles_and_parts() -> None:
+    found = timing.summarize([float(value) for value in range(1, 12)])
+    assert (found.p10_us, found.p50_us, found.p90_us, found.repeats) == (2.0, 6.0, 10.0, 11)
+    assert found.per(2).p50_us == 3.0
+
+
+@pytest.mark.parametrize("wrong", [{"warmup": 0}, {"inner": 0}, {"min_repeats": 0}])
+def test_counts_must_be_positive(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        timing.measure(lambda: None, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("AMD EPYC", "amd-epyc"),
+        ("AMD EPYC 9654 96-Core Processor", "amd-epyc-9654"),
+        ("Intel(R) Xeon(R) Platinum 8480C CPU @ 2.00GHz", "intel-xeon-platinum-8480c"),
+        ("AMD Ryzen 7 7840U w/ Radeon 780M Graphics", "amd-ryzen-7-7840u"),
+        ("NVIDIA H200", "nvidia-h200"),
+        ("???", "unknown"),
+    ],
+)
+def test_slug(name: str, slug: str) -> None:
+    assert hardware.slugify(name) == slug
+
+
+def test_describes_this_cpu() -> None:
+    found = hardware.describe(threads=3)
+    assert found.kind == "cpu"
+    assert found.slug.startswith("cpu-")
+    assert found.slug.endswith("-3t")
+    assert found.cores >= 1
+    assert found.to_dict()["name"] == found.name
+    assert found.peaks is None
+    with pytest.raises(ValueError, match="device must be"):
+        hardware.describe("tpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+    ],
+)
+def test_peaks_by_device_name(name: str, key: str) -> None:
+    assert hardware.peaks(name) == hardware.PEAKS[key]
+    assert hardware.peaks("Radeon") is None
+
+
+def test_hardware_imports_without_torch() -> None:
+    code = "import sys, archsearch.hardware, archsearch.timing; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
