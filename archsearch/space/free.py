@@ -49,9 +49,11 @@ class FreeSpace(SearchSpace):
         return self._write(codes)
 
     def _sample(self, rng: Generator) -> Params:
+        """Any depth; every other layer an FFN on average, however many mixers there are."""
         depth = int(rng.integers(1, self.max_layers + 1))
         while True:
-            codes = tuple(pick((*self.codes, FFN), rng) for _ in range(depth))
+            is_ffn = rng.integers(2, size=depth)
+            codes = tuple(FFN if ffn else pick(self.codes, rng) for ffn in is_ffn)
             if self._has_mixer(codes):
                 return self._write(codes)
 

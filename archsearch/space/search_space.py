@@ -10,6 +10,7 @@ from abc import ABC
 from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -196,24 +197,30 @@ class SearchSpace(ABC):
 
     def _mutation(self, name: str) -> Mutation:
         def mutation(params: Params, rng: Generator) -> Params | None:
-            others = self.neighbours(name, params)
-            return dict(pick(others, rng)) if others else None
+            changed = self._changed(name, params)
+            drawn = (changed[index] for index in rng.permutation(len(changed)))
+            return next(self._others(params, drawn), None)
 
         return mutation
 
     def neighbours(self, mutation: str, params: Params) -> list[Params]:
         """Everything that one named mutation can make of a candidate, repaired."""
+        return list(self._others(params, self._changed(mutation, params)))
+
+    def _changed(self, mutation: str, params: Params) -> list[Params]:
         parent = self.repair(params)
         if mutation == "width":
-            others = [width for width in self.widths if width != parent[WIDTH]]
-            return [{**parent, WIDTH: width} for width in others]
-        pattern = self._read(parent)
-        found = []
-        for changed in self._neighbours()[mutation](parent):
-            child = self._repaired({**parent, **changed})
-            if self._keeps(changed, child) and self._read(child) != pattern:
-                found.append(child)
-        return found
+            return [{**parent, WIDTH: width} for width in self.widths]
+        return [{**parent, **changed} for changed in self._neighbours()[mutation](parent)]
+
+    def _others(self, params: Params, changed: Iterable[Params]) -> Iterator[Params]:
+        """Those, repaired, that are another architecture and keep the mutated factor."""
+        pattern, width = self.codes_of(params), params.get(WIDTH)
+        for candidate in changed:
+            child = self._repaired(candidate)
+            differs = self._read(child) != pattern or child.get(WIDTH) != width
+            if differs and self._keeps(candidate, child):
+                yield child
 
     def mutate(self, params: Params, rng: Generator) -> Params:
         """Apply one mutation, drawn among those that have something to change."""
