@@ -1,15 +1,10 @@
-"""The search itself: ask a sampler, screen, train, tell the study; one candidate at a time."""
+"""The search itself: propose, screen, train, record; one candidate at a time."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-
-from optuna.exceptions import StorageInternalError
-from optuna.trial import Trial
-from optuna.trial import TrialState
 
 from archsearch.search.config import RunConfig
 from archsearch.search.encoding import distributions
@@ -20,7 +15,8 @@ from archsearch.search.evaluate import worst_loss
 from archsearch.search.executors import Executor
 from archsearch.search.executors import in_process
 from archsearch.search.observer import Observer
-from archsearch.search.records import ATTRIBUTE
+from archsearch.search.proposal import Proposal
+from archsearch.search.proposal import propose
 from archsearch.search.records import COUNTED
 from archsearch.search.records import Row
 from archsearch.search.records import Status
@@ -85,16 +81,13 @@ class Search:
         """Propose, evaluate and record the next candidate; `rows` are the recorded ones."""
         k = len(rows)
         trained = {row["id"]: row for row in rows if row["status"] in COUNTED}
-        trial = self._ask(k, trained)
-        try:
-            candidate = self.screen(trial.params)
-            row = self._evaluate(k, candidate, trained)
-            self._record(trial, row, candidate)
-        except BaseException:
-            # an interrupted candidate is not recorded, so that it is proposed again
-            with contextlib.suppress(StorageInternalError, ValueError):
-                self.study.tell(trial, state=TrialState.FAIL)
-            raise
+        proposal = self._propose(k, trained)
+        candidate = self.screen(proposal.params)
+        row = self._evaluate(k, candidate, trained)
+        values = _values(row, candidate, self.config.objectives)
+        self.study.add_trial(
+            proposal.finished(row, values=values, violations=candidate.violations)
+        )
         self.run.log("candidate", **{name: row[name] for name in _LOGGED})
         self.observer.candidate_recorded(k, row, counted=counted([*rows, row]))
         return row
@@ -122,15 +115,13 @@ class Search:
             recipe=self.config.recipe.id,
         )
 
-    def _ask(self, k: int, trained: Mapping[str, Row]) -> Trial:
+    def _propose(self, k: int, trained: Mapping[str, Row]) -> Proposal:
         def accept(params: Params) -> bool:
             candidate = self.screen(params)
             return candidate.feasible and candidate.spec.id not in trained
 
-        self.study.sampler = make_sampler(
-            self.config, self.space, k=k, accept=accept, seeds=self._seeds
-        )
-        return self.study.ask(self._distributions)
+        sampler = make_sampler(self.config, self.space, k=k, accept=accept, seeds=self._seeds)
+        return propose(self.study, sampler, self._distributions)
 
     def _evaluate(self, k: int, candidate: Candidate, trained: Mapping[str, Row]) -> Row:
         if not candidate.feasible:
@@ -140,12 +131,6 @@ class Search:
         self.observer.candidate_started(k, candidate)
         (scores,) = self.execute(lambda spec: self.train(spec, k), [candidate.spec])
         return self.row(candidate, k, scores.status, scores)
-
-    def _record(self, trial: Trial, row: Row, candidate: Candidate) -> None:
-        for name, violation in candidate.violations.items():
-            trial.set_constraint(name, violation)
-        trial.set_user_attr(ATTRIBUTE, row)
-        self.study.tell(trial, _values(row, candidate, self.config.objectives))
 
 
 def counted(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -22,7 +22,6 @@ import optuna
 import pandas as pd
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from archsearch.search.config import RunConfig
@@ -32,6 +31,7 @@ from archsearch.search.config import to_toml
 from archsearch.search.files import check_writable
 from archsearch.search.files import told
 from archsearch.search.files import write_atomic
+from archsearch.search.proposal import quiet
 from archsearch.search.records import FRONT_COLUMNS
 from archsearch.search.records import recorded_rows
 from archsearch.search.records import table
@@ -109,10 +109,7 @@ def open_run(
             f"give the run another name, or the same settings"
         )
     check_writable(path)
-    run = Run(path, saved, _load_study(path, saved, storage))
-    if storage is None:
-        _fail_interrupted(run.study)
-    return run
+    return Run(path, saved, _load_study(path, saved, storage))
 
 
 def load_run(path: str | Path, *, storage: str | None = None) -> Run:
@@ -192,16 +189,13 @@ def _load_study(path: Path, config: RunConfig, storage: str | None) -> optuna.St
 @contextmanager
 def _storage(path: Path, url: str | None) -> Iterator[RDBStorage]:
     file = path / STUDY
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        yield RDBStorage(url or f"sqlite:///{file.resolve()}")
+        with quiet():
+            yield RDBStorage(url or f"sqlite:///{file.resolve()}")
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = getattr(error.__cause__ or error, "orig", None) or error
         where = "the storage" if url else str(file)
         raise ValueError(f"cannot open the study in {where}: {cause}") from None
-    finally:
-        optuna.logging.set_verbosity(level)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -224,11 +218,6 @@ def _runs_beside(path: Path) -> str:
     near = get_close_matches(path.name, runs, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"; {hint}runs there: {', '.join(runs[:10])}"
-
-
-def _fail_interrupted(study: optuna.Study) -> None:
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _now() -> str:

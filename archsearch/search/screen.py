@@ -11,7 +11,6 @@ import numpy as np
 from archsearch.search.config import RunConfig
 from archsearch.search.evaluate import Costs
 from archsearch.space import ArchSpec
-from archsearch.space import Params
 from archsearch.space import SearchSpace
 
 # random candidates, then mutations of the fastest, that a target is tried on
@@ -44,7 +43,7 @@ class Screen:
         self._costs = costs
         self._known: dict[str, Candidate] = {}
 
-    def __call__(self, params: Params) -> Candidate:
+    def __call__(self, params: Mapping[str, str | int]) -> Candidate:
         """Decode `params`; raises ValueError where the costs cannot be predicted."""
         repaired = self._space.repair(dict(params))
         if not self._widest:
