@@ -20,8 +20,11 @@ from archsearch.operators.base import Shape
 from archsearch.operators.deltanet import DELTANET
 from archsearch.operators.ffn import FFN
 from archsearch.operators.gated_deltanet import GATED_DELTANET
+from archsearch.operators.gla import GLA
 from archsearch.operators.mamba import MAMBA
 from archsearch.operators.mamba2 import MAMBA2
+from archsearch.operators.retention import RETENTION
+from archsearch.operators.rwkv7 import RWKV7
 from archsearch.operators.sliding_window import SLIDING_WINDOW
 
 OPERATORS: tuple[Operator, ...] = (
@@ -31,6 +34,9 @@ OPERATORS: tuple[Operator, ...] = (
     MAMBA2,
     DELTANET,
     GATED_DELTANET,
+    GLA,
+    RETENTION,
+    RWKV7,
     FFN,
 )
 

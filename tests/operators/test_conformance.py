@@ -31,6 +31,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 3, "head_dim": 32, "num_kv_heads": 3},
     ],
     "sliding_window": [{"window": 16}, {"window": 40, "num_kv_heads": 2}],
+    "mamba": [{"d_state": 4, "expand": 1, "d_conv": 2, "dt_rank": 3, "conv_bias": False}],
+    "mamba2": [
+        {"num_groups": 2, "head_dim": 32, "d_state": 16, "chunk_size": 16},
+        {"d_state": 24, "expand": 1, "d_conv": 2, "conv_bias": False, "chunk_size": 128},
+    ],
     "deltanet": [
         {"num_heads": 3, "head_dim": 17, "v_head_dim": 24, "conv_size": 2},
         {"head_dim": 128, "conv_size": 1, "norm_eps": 1e-3},
@@ -39,10 +44,17 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 2, "num_v_heads": 4, "head_dim": 24, "v_head_dim": 17},
         {"num_v_heads": 4, "use_gate": False, "conv_size": 3},
     ],
-    "mamba": [{"d_state": 4, "expand": 1, "d_conv": 2, "dt_rank": 3, "conv_bias": False}],
-    "mamba2": [
-        {"num_groups": 2, "head_dim": 32, "d_state": 16, "chunk_size": 16},
-        {"d_state": 24, "expand": 1, "d_conv": 2, "conv_bias": False, "chunk_size": 128},
+    "gla": [
+        {"num_heads": 3, "head_dim": 32, "k_head_dim": 24, "gate_rank": 8},
+        {"k_head_dim": 64, "gate_normalizer": 1.0},
+    ],
+    "retention": [
+        {"num_heads": 3, "head_dim": 24, "v_head_dim": 20},
+        {"rope": {"type": "ntk", "original_max_position": 64}, "norm_eps": 1e-3},
+    ],
+    "rwkv7": [
+        {"head_dim": 32, "decay_rank": 8, "rate_rank": 4, "gate_rank": 16},
+        {"head_dim": 128, "norm_eps": 1e-6},
     ],
     "ffn": [{"activation": "relu2", "intermediate_size": 96}],
 }
@@ -128,14 +140,18 @@ class TestConformance:
                 y = mixer(x)
                 weight = tokens(2, length, seed=5)
                 gradients = torch.autograd.grad((y * weight).sum(), [x, *mixer.parameters()])
-            results[backend] = (y, *gradients)
+            results[backend] = (y.detach(), *gradients)
+        # of a single token a norm removes the scale: gradients that nearly cancel keep the
+        # rounding of the large ones
+        largest = max(float(gradient.norm()) for gradient in results["reference"][1:])
+        floor = 0.1 * largest if length == 1 else 1e-6
         labels = ["y", "x", *(label for label, _ in mixer.named_parameters())]
         for label, actual, expected in zip(
             labels, results[mixer.backends[0]], results["reference"], strict=True
         ):
             assert torch.isfinite(actual).all(), f"{label} is not finite"
-            if expected.norm() > 1e-6:
-                assert_close(actual, expected, 1e-4)
+            error = (actual - expected).norm() / max(float(expected.norm()), floor)
+            assert error < 1e-4, f"{label}: relative error {error:.2e}"
 
     @pytest.mark.parametrize("length", LENGTHS)
     def test_forward_equals_steps(self, name: str, variant: dict[str, Any], length: int) -> None:
