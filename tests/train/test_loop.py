@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from archsearch import operators
 from archsearch.model import HybridLM
 from archsearch.model import build
 from archsearch.space import parse
@@ -174,3 +175,17 @@ def test_curves_are_thinned_to_means(count: int) -> None:
         assert [loss for _, loss in curve] == [float(i) for i in range(count)]
     else:
         assert curve[0][1] == pytest.approx((curve[0][0] - 1) / 2)
+
+
+@pytest.mark.parametrize("code", [operator.code for operator in operators.OPERATORS])
+def test_every_operator_trains_under_autocast(text: TokenData, code: str) -> None:
+    short = recipe(steps=1, warmup_steps=0, batch_size=1, seq_len=70, eval_tokens=70)
+    plain = train(model(notation=f"({code}) @64"), text, short, seed=0)
+    reduced = train(
+        model(notation=f"({code}) @64"),
+        text,
+        short.model_copy(update={"dtype": "bfloat16"}),
+        seed=0,
+    )
+    assert reduced.status == "ok"
+    assert reduced.held_out_loss == pytest.approx(plain.held_out_loss, rel=1e-2)
