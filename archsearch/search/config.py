@@ -84,7 +84,7 @@ class RunConfig(BaseModel):
         return self
 
     @classmethod
-    def of(cls, **fields: Any) -> RunConfig:
+    def create(cls, **fields: Any) -> RunConfig:
         """Make a config from a user's values; raises ValueError with one clear sentence."""
         try:
             return cls(**fields)
@@ -150,7 +150,7 @@ def from_toml(text: str) -> RunConfig:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"not valid TOML: {error}") from None
     nested = {key: _restore_none(value) for key, value in fields.items() if _is_table(value)}
-    return RunConfig.of(**{**fields, **nested})
+    return RunConfig.create(**{**fields, **nested})
 
 
 def _is_table(value: Any) -> bool:

@@ -70,11 +70,20 @@ class Evaluator(Protocol):
 class TableEvaluator:
     """The real evaluator: latency from a measured table, loss from a short training."""
 
-    def __init__(self, table: Table, data: TokenData, recipe: Recipe, shape: Shape) -> None:
+    def __init__(
+        self,
+        table: Table,
+        data: TokenData,
+        recipe: Recipe,
+        shape: Shape,
+        *,
+        device: str = "cpu",
+    ) -> None:
         self.table = table
         self.data = data
         self.recipe = recipe
         self.shape = shape
+        self.device = device
 
     def costs(self, spec: ArchSpec) -> Costs:
         """Sum the table's rows; raises ValueError where it lacks one."""
@@ -94,7 +103,9 @@ class TableEvaluator:
         """Train from scratch and read the held-out loss."""
         from archsearch.proxy.short_training import score
 
-        result = score(spec, self.data, self.recipe, seed=seed, on_step=on_step)
+        result = score(
+            spec, self.data, self.recipe, seed=seed, device=self.device, on_step=on_step
+        )
         if result.loss is None:
             return failed(spec, result.error or result.status, curve=result.curve)
         return Scores(
@@ -110,7 +121,7 @@ class TableEvaluator:
         """Time the built model at this evaluator's shape."""
         from archsearch.latency import measure_model
 
-        return measure_model(spec, self.shape)
+        return measure_model(spec, self.shape, device=self.device)
 
 
 def failed(spec: ArchSpec, error: str, *, curve: tuple[tuple[int, float], ...] = ()) -> Scores:

@@ -180,7 +180,7 @@ def _load_study(path: Path, config: RunConfig, storage: str | None) -> optuna.St
             )
         except KeyError:
             raise ValueError(f"the storage of {path} has no study {config.name!r}") from None
-        made_with = RunConfig.of(**study.user_attrs[_CONFIG_ATTRIBUTE])
+        made_with = RunConfig.create(**study.user_attrs[_CONFIG_ATTRIBUTE])
     if (clause := difference(made_with, config)) is not None:
         raise ValueError(f"the study of {path} does not belong to its {CONFIG}: {clause}")
     return study

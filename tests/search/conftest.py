@@ -106,7 +106,7 @@ def config() -> Callable[..., RunConfig]:
             "recipe": {"steps": 4, "warmup_steps": 1},
             "baselines": ("a f", "w f"),
         }
-        return RunConfig.of(**(defaults | fields))
+        return RunConfig.create(**(defaults | fields))
 
     return make
 
