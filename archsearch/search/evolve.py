@@ -11,12 +11,15 @@ from archsearch.search.config import RunConfig
 from archsearch.search.evaluate import Evaluator
 from archsearch.search.executors import Executor
 from archsearch.search.executors import in_process
+from archsearch.search.files import exclusive
 from archsearch.search.finish import finish
 from archsearch.search.finish import save_untimed
 from archsearch.search.loop import Search
 from archsearch.search.loop import counted
+from archsearch.search.loop import encode_seeds
 from archsearch.search.observer import Observer
 from archsearch.search.records import recorded_rows
+from archsearch.search.run import CONFIG
 from archsearch.search.run import Run
 from archsearch.search.run import open_run
 from archsearch.search.screen import Screen
@@ -37,26 +40,29 @@ def evolve(
     """Search until `trials` candidates (in all) were trained, then time the front.
 
     Called again with the same config it goes on where it was. `attach` writes what else belongs
-    into a new run's folder. KeyboardInterrupt passes
-    through after the front so far is written. Raises ValueError for a config that is not the
-    folder's or limits that no candidate keeps, OSError where the folder cannot be written.
+    into a new run's folder. KeyboardInterrupt passes through after the front so far is written.
+    Raises ValueError for a config that is not the folder's, for limits that no candidate keeps
+    and for a run that another process works on, OSError where the folder cannot be written.
     """
     if trials < 1:
         raise ValueError(f"trials must be at least 1; got {trials}")
     space = config.make_space()
     screen = Screen(config, space, evaluator.costs)
+    seeds = encode_seeds(config, space)
     check_limits(screen, config, space)
     run = open_run(config, root=root, storage=storage, attach=attach)
     search = Search(
         run,
         space,
         screen=screen,
+        seeds=seeds,
         evaluator=evaluator,
         observer=observer or Observer(),
         execute=execute,
     )
     try:
-        return _search(search, trials)
+        with exclusive(run.path / CONFIG, f"the run {run.path}"):
+            return _search(search, trials)
     except StorageInternalError as error:
         cause = getattr(error.__cause__, "orig", None) or error
         raise OSError(f"cannot write the study of {run.path}: {cause}") from None

@@ -50,6 +50,7 @@ class Search:
         screen: Screen,
         evaluator: Evaluator,
         observer: Observer,
+        seeds: Sequence[Params] = (),
         execute: Executor = in_process,
     ) -> None:
         self.run = run
@@ -61,7 +62,7 @@ class Search:
         self.observer = observer
         self.execute = execute
         self._distributions = distributions(space)
-        self._seeds = _encode_seeds(run.config, space)
+        self._seeds = seeds
 
     def fill(self, trials: int) -> str | None:
         """Record candidates until `trials` of them count, or say why there are no more."""
@@ -152,5 +153,6 @@ def _values(row: Row, candidate: Candidate, objectives: Sequence[str]) -> list[f
     return [float(known[name]) for name in objectives]
 
 
-def _encode_seeds(config: RunConfig, space: SearchSpace) -> list[Params]:
+def encode_seeds(config: RunConfig, space: SearchSpace) -> list[Params]:
+    """The seed architectures as parameters; raises ValueError where the space has them not."""
     return [space.encode(parse(notation, **config.fields)) for notation in config.seeds]

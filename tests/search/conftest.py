@@ -17,6 +17,7 @@ from archsearch.search.config import RunConfig
 from archsearch.search.evaluate import Costs
 from archsearch.search.evaluate import Scores
 from archsearch.search.loop import Search
+from archsearch.search.loop import encode_seeds
 from archsearch.search.observer import Observer
 from archsearch.search.run import Run
 from archsearch.search.screen import Screen
@@ -128,6 +129,7 @@ def search(tmp_path: Path) -> Callable[..., Search]:
             screen=Screen(config, space, evaluator.costs),
             evaluator=evaluator,
             observer=Observer(),
+            seeds=encode_seeds(config, space),
         )
 
     return make

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import math
 
+import optuna
 import pandas as pd
 import pytest
+from optuna.exceptions import StorageInternalError
 
 from archsearch.search import evolve
 from archsearch.search import files
@@ -249,6 +251,37 @@ def test_a_shared_storage(config, evaluator, tmp_path) -> None:
     assert not (tmp_path / "b/test/study.db").exists()
     with pytest.raises(ValueError, match="does not belong"):
         evolve(config(seed=1), trials=2, evaluator=evaluator(), root=tmp_path / "c", storage=url)
+
+
+def test_two_processes_cannot_share_a_folder(config, evaluator, tmp_path) -> None:
+    evolve(config(), trials=1, evaluator=evaluator(), root=tmp_path)
+    with (
+        files.exclusive(tmp_path / "test/config.toml", "this"),
+        pytest.raises(ValueError, match="in use by another process"),
+    ):
+        evolve(config(), trials=2, evaluator=evaluator(), root=tmp_path)
+    evolve(config(), trials=2, evaluator=evaluator(), root=tmp_path)
+
+
+def test_a_storage_that_fails_is_one_sentence(config, evaluator, tmp_path, monkeypatch) -> None:
+    evolve(config(), trials=1, evaluator=evaluator(), root=tmp_path)
+
+    def full(study, trial):
+        raise StorageInternalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "add_trials", lambda study, trials: None)
+        patch.setattr(optuna.Study, "add_trial", full)
+        with pytest.raises(OSError, match=r"cannot write the study of .*disk is full"):
+            evolve(config(), trials=2, evaluator=evaluator(), root=tmp_path)
+    assert len(load_run(tmp_path / "test").candidates) == 1
+
+
+def test_a_seed_that_the_space_lacks_makes_no_folder(config, evaluator, tmp_path) -> None:
+    cfg = config(seeds=("(a f)x20 @64",))
+    with pytest.raises(ValueError, match="cannot express"):
+        evolve(cfg, trials=1, evaluator=evaluator(), root=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_events_come_in_order(config, evaluator, tmp_path) -> None:
