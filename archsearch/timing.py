@@ -54,22 +54,26 @@ def measure(
     budget_s: float = 0.1,
     inner: int = 1,
     threads: int = CPU_THREADS,
+    before: Callable[[], object] | None = None,
 ) -> Timing:
     """Time `fn()` repeatedly for about `budget_s` seconds, at least `min_repeats` times.
 
     One sample is the mean of `inner` calls in a row. On "cuda" the calls are captured in one
     CUDA graph and its replays are timed by events; what cannot be captured raises. On a CPU
-    torch computes with `threads` threads meanwhile.
+    torch computes with `threads` threads meanwhile, and `before()` runs untimed ahead of every
+    sample.
     """
     if warmup < 1 or min_repeats < 1 or inner < 1:
         raise ValueError(
             f"warmup, min_repeats and inner must be positive; got {warmup}, {min_repeats}, {inner}"
         )
     if device.startswith("cuda"):
+        if before is not None:
+            raise ValueError("before is for CPU timings: a CUDA graph replays timed work alone")
         samples = _cuda_samples(fn, warmup, min_repeats, budget_s, inner)
     else:
         with cpu_threads(threads):
-            samples = _cpu_samples(fn, warmup, min_repeats, budget_s, inner)
+            samples = _cpu_samples(fn, before or _nothing, warmup, min_repeats, budget_s, inner)
     return summarize(samples, used_cuda_graph=device.startswith("cuda")).per(inner)
 
 
@@ -80,9 +84,15 @@ def summarize(samples_us: list[float], *, used_cuda_graph: bool = False) -> Timi
 
 
 def _cpu_samples(
-    fn: Callable[[], object], warmup: int, min_repeats: int, budget_s: float, inner: int
+    fn: Callable[[], object],
+    before: Callable[[], object],
+    warmup: int,
+    min_repeats: int,
+    budget_s: float,
+    inner: int,
 ) -> list[float]:
     for _ in range(warmup):
+        before()
         fn()
     samples: list[tuple[int, int]] = []
     num_clean = 0
@@ -94,6 +104,7 @@ def _cpu_samples(
             spent = time.perf_counter() - begin
             if len(samples) >= min_repeats and spent > stretch * budget_s:
                 break
+            before()
             wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
             for _ in range(inner):
                 fn()
@@ -101,6 +112,10 @@ def _cpu_samples(
             samples.append((wall, cpu))
             num_clean += cpu >= CLEAN_SHARE * wall
     return undisturbed(samples, min_repeats)
+
+
+def _nothing() -> None:
+    pass
 
 
 def undisturbed(samples: list[tuple[int, int]], min_repeats: int) -> list[float]:

@@ -122,3 +122,16 @@ def test_peaks_by_device_name(name: str, key: str) -> None:
 def test_hardware_imports_without_torch() -> None:
     code = "import sys, archsearch.hardware, archsearch.timing; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_before_runs_ahead_of_every_sample_untimed() -> None:
+    order: list[str] = []
+    found = timing.measure(
+        lambda: order.append("fn"),
+        before=lambda: order.append("before") or busy(0.002),  # type: ignore[func-returns-value]
+        warmup=1,
+        min_repeats=4,
+        budget_s=0.0,
+    )
+    assert order == ["before", "fn"] * (len(order) // 2)
+    assert found.p50_us < 1000

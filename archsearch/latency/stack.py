@@ -1,6 +1,6 @@
-"""What a row times: a stack of distinct layers of one operator, or a part that is no layer.
+"""What a row times: one layer among others, as it runs in a model.
 
-Legend: B rows, T tokens, H hidden size, V vocabulary.
+Legend: B rows, T tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -8,185 +8,168 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import cycle
 
 import torch
 from torch import Tensor
 from torch import nn
-from torch.nn import functional as F
 
 from archsearch import operators
-from archsearch.latency.cases import ANY_CONTEXT
-from archsearch.latency.cases import EMBEDDING
 from archsearch.latency.cases import PARTS
 from archsearch.latency.cases import Case
+from archsearch.latency.cases import config_key
 from archsearch.latency.cases import part_cost
-from archsearch.model import HybridLM
+from archsearch.latency.parts import make_part
 from archsearch.model import Layer
 from archsearch.operators import Cost
 from archsearch.operators.layer import State
 from archsearch.operators.sequence import SequenceInfo
-from archsearch.space import ArchSpec
 
-# distinct layers per timed call: more where a layer is quick
+# distinct layers of the measured operator: more where a layer is quick
 STACK = {"decode": 6, "prefill": 3, "train": 2}
+# what runs between them on a CPU: the first mixer that is another operator, and an FFN
+COMPANY = ("mamba2", "gated_deltanet")
 NORM_EPS = 1e-6
+
+Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Work:
-    """One timed call: `count` equal parts that hold `num_bytes` of weights and states."""
+    """One timed call that runs `count` of the `distinct` layers, whose weights and states have
+    `num_bytes`; `before` runs untimed ahead of it."""
 
-    call: Callable[[], object]
+    call: Call
     count: int
+    distinct: int
     num_bytes: int
     backend: str
     cost: Cost
+    before: Call | None = None
 
 
 def prepare(case: Case, device: str) -> Work:
-    """Build what `case` times; raises whatever the operator raises."""
+    """Build what `case` times; raises whatever the operator raises.
+
+    On a CPU a sample is one layer, the layers taking turns, behind layers of other operators
+    that run untimed: a stack of equal layers alone finds its code and weights in the caches
+    and is up to twice as fast as the same layers in a hybrid. On a GPU it is the whole stack.
+    """
     if case.operator in PARTS:
-        return _part(case, device)
+        call, module = make_part(case, device)
+        vocabulary = json.loads(case.config)["vocab_size"]
+        calls, backend, cost = [call], "torch", part_cost(case, vocabulary)
+        num_bytes = _weight_bytes([module])
+    else:
+        slots = make_slots(case, device)
+        calls = [slot.call for slot in slots]
+        operator = operators.get(case.operator)
+        config = operator.configure(case.hidden_size, **json.loads(case.config))
+        backend, cost = slots[0].backend, operator.cost(config, case.shape)
+        num_bytes = sum(slot.num_bytes for slot in slots)
+    if device.startswith("cuda"):
+        return Work(_all_of(calls), len(calls), len(calls), num_bytes, backend, cost)
+    before = None if case.phase == "train" else _in_turn(_company(case))
+    return Work(_in_turn(calls), 1, len(calls), num_bytes, backend, cost, before)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One layer with what it works on."""
+
+    call: Call
+    num_bytes: int
+    backend: str
+
+
+def make_slots(case: Case, device: str) -> list[Slot]:
+    """The distinct layers of `case`, each with its own weights, state and call."""
     operator = operators.get(case.operator)
     config = operator.configure(case.hidden_size, **json.loads(case.config))
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
-    layers = []
+    # a decode step writes the token at position `context`
+    room = case.context + 1 if case.phase == "decode" else case.context
+    tokens = () if case.phase == "decode" else (case.context,)
+    slots = []
     for _ in range(STACK[case.phase]):
         layer = Layer(operator.build(config), NORM_EPS)
         layer.init_weights(generator)
-        layers.append(layer.to(device=device, dtype=dtype))
-    tokens = () if case.phase == "decode" else (case.context,)
-    h = torch.randn(case.batch, *tokens, case.hidden_size, generator=generator)
-    h = h.to(device=device, dtype=dtype)
-    # a decode step writes the token at position `context`
-    room = case.context + 1 if case.phase == "decode" else case.context
-    states = []
-    if case.phase != "train":
-        states = [layer.mixer.init_state(case.batch, room, dtype, device) for layer in layers]
-        fill(states, generator)
-    make = {"decode": _decode, "prefill": _prefill, "train": _train}[case.phase]
-    return Work(
-        call=make(layers, states, h, case),
-        count=len(layers),
-        num_bytes=_num_bytes(layers) + sum(state.num_bytes for state in states),
-        backend=layers[0].mixer.backend(h, case.phase),
-        cost=operator.cost(config, case.shape),
-    )
+        layer.to(device=device, dtype=dtype)
+        h = torch.randn(case.batch, *tokens, case.hidden_size, generator=generator)
+        h = h.to(device=device, dtype=dtype)
+        state = layer.mixer.init_state(case.batch, room, dtype, device)
+        fill([state], generator)
+        call = _MAKERS[case.phase](layer, state, h, case)
+        size = _weight_bytes([layer]) + (0 if case.phase == "train" else state.num_bytes)
+        slots.append(Slot(call, size, layer.mixer.backend(h, case.phase)))
+    return slots
 
 
 def fill(states: Iterable[State], generator: torch.Generator) -> None:
     """Give the states values as if they had seen tokens: no zeros, nothing denormal."""
     for state in states:
         for tensor in state.tensors.values():
-            values = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(0.1 * values)
+            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
 
 
-def _decode(
-    layers: list[Layer], states: list[State], h: Tensor, case: Case
-) -> Callable[[], object]:
+def _decode(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
     position = torch.full((case.batch,), case.context, device=h.device)
     active = torch.ones(case.batch, dtype=torch.bool, device=h.device)
-    pairs = list(zip(layers, states, strict=True))
-
-    @torch.inference_mode()
-    def call() -> Tensor:
-        x = h
-        for layer, state in pairs:
-            x = layer.step(x, state, position, active)
-        return x
-
-    return call
+    return lambda: layer.step(h, state, position, active)
 
 
-def _prefill(
-    layers: list[Layer], states: list[State], h: Tensor, case: Case
-) -> Callable[[], object]:
-    pairs = list(zip(layers, states, strict=True))
+def _prefill(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
     seq = SequenceInfo.padded([case.context] * case.batch, case.context, device=h.device)
-
-    @torch.inference_mode()
-    def call() -> Tensor:
-        x = h
-        for layer, state in pairs:
-            x = layer(x, state=state, seq=seq)
-        return x
-
-    return call
+    return lambda: layer(h, state=state, seq=seq)
 
 
-def _train(
-    layers: list[Layer], states: list[State], h: Tensor, case: Case
-) -> Callable[[], object]:
-    del states, case
-    h.requires_grad_()
-    inputs = [h, *(parameter for layer in layers for parameter in layer.parameters())]
+def _train(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
+    del state, case
+    inputs = [h.requires_grad_(), *layer.parameters()]
     gradient = torch.ones_like(h)
-
-    def call() -> object:
-        x = h
-        for layer in layers:
-            x = layer(x)
-        return torch.autograd.grad(x, inputs, gradient, allow_unused=True)
-
-    return call
+    return lambda: torch.autograd.grad(layer(h), inputs, gradient, allow_unused=True)
 
 
-def _part(case: Case, device: str) -> Work:
-    """Embedding: the model's own step or prefill without layers and head. Head: alone."""
-    settings = json.loads(case.config)
-    spec = ArchSpec.create(hidden_size=case.hidden_size, layers=(), **settings)
-    model = HybridLM(spec, device=device, dtype=getattr(torch, case.dtype))
-    model.init_weights(seed=0)
-    call = _embedding(model, case) if case.operator == EMBEDDING else _head(model, case)
-    size = _num_bytes([model.embed])
-    return Work(call, 1, size, "torch", part_cost(case, spec.vocab_size))
+_MAKERS = {"decode": _decode, "prefill": _prefill, "train": _train}
 
 
-def _embedding(model: HybridLM, case: Case) -> Callable[[], object]:
-    tokens = () if case.phase == "decode" else (case.context,)
-    ids = torch.arange(case.batch * max(case.context, 1)).remainder(model.spec.vocab_size)
-    ids = ids.view(case.batch, *tokens).to(model.embed.weight.device)
-    if case.phase == "train":
-        gradient = torch.ones_like(model.embed(ids))
-        weight = model.embed.weight
-        return lambda: torch.autograd.grad(model.embed(ids), weight, gradient)
-    model.add_module("head", nn.Identity())
-    # without layers a state holds no tokens: it never fills up
-    state = model.init_state(case.batch, 1 << 40)
-
-    @torch.inference_mode()
-    def step() -> Tensor:
-        return model.step(ids, state)
-
-    @torch.inference_mode()
-    def prefill() -> Tensor:
-        state.position.zero_()
-        state.longest = 0
-        return model.prefill(ids, state)
-
-    return step if case.phase == "decode" else prefill
+def _company(case: Case) -> list[Call]:
+    """Calls that each run one mixer and one FFN (for an FFN, the mixer alone)."""
+    mixer = next(name for name in COMPANY if name != case.operator)
+    names = (mixer,) if case.operator == "ffn" else (mixer, "ffn")
+    columns = [
+        _company_calls(name, case.hidden_size, case.phase, case.batch, case.context, case.dtype)
+        for name in names
+    ]
+    return [_all_of(calls) for calls in zip(*columns, strict=True)]
 
 
-def _head(model: HybridLM, case: Case) -> Callable[[], object]:
-    weight = model.head.proj.weight
-    tokens = () if case.context == ANY_CONTEXT else (case.context,)
-    size = (case.batch, *tokens, case.hidden_size)
-    h = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weight)
-    if case.phase != "train":
-        return torch.inference_mode()(lambda: model.head(h))
-    h = h.detach().requires_grad_()
-    targets = torch.zeros(case.batch * case.context, dtype=torch.long, device=h.device)
-    inputs = [h, *model.head.parameters()]
-
-    def call() -> object:
-        loss = F.cross_entropy(model.head(h).flatten(0, 1), targets)
-        return torch.autograd.grad(loss, inputs)
-
-    return call
+@lru_cache(maxsize=8)
+def _company_calls(
+    name: str, width: int, phase: operators.Phase, batch: int, context: int, dtype: str
+) -> list[Call]:
+    config = config_key(operators.get(name).configure(width))
+    # the rows of parts and constant operators name no context; these two have any
+    case = Case(name, config, width, phase, batch, max(context, 1), dtype)
+    return [slot.call for slot in make_slots(case, "cpu")]
 
 
-def _num_bytes(modules: Iterable[nn.Module]) -> int:
+def _in_turn(calls: Sequence[Call]) -> Call:
+    turn = cycle(calls)
+    return lambda: next(turn)()
+
+
+def _all_of(calls: Sequence[Call]) -> Call:
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
+
+
+def _weight_bytes(modules: Iterable[nn.Module]) -> int:
     return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from archsearch import timing
 from archsearch.latency.cases import Case
@@ -33,7 +34,6 @@ OnProgress = Callable[[int, int, float], None]
 
 SAVE_EVERY_S = 3.0
 BUDGET_S = 0.1
-WARMUP = 3
 MIN_REPEATS = {"decode": 30, "prefill": 7, "train": 5}
 
 
@@ -87,16 +87,18 @@ def measure_case(case: Case, *, device: str = "cpu", budget_s: float = BUDGET_S)
     }
     try:
         work = prepare(case, device)
-        row |= {"backend": work.backend, "stack": work.count, "stack_bytes": work.num_bytes}
+        row |= {"backend": work.backend, "stack": work.distinct, "stack_bytes": work.num_bytes}
         row |= {"bytes": work.cost.bytes, "flops": work.cost.flops}
         floor = row["roofline_us"] = floor_us(work.cost, measured_hardware(device))
-        measured = timing.measure(
-            work.call,
-            device=device,
-            warmup=WARMUP,
-            min_repeats=MIN_REPEATS[case.phase],
-            budget_s=budget_s,
-        ).per(work.count)
+        with torch.inference_mode(case.phase != "train"):
+            measured = timing.measure(
+                work.call,
+                device=device,
+                warmup=work.distinct,
+                min_repeats=MIN_REPEATS[case.phase],
+                budget_s=budget_s,
+                before=work.before,
+            ).per(work.count)
         if floor is not None and measured.p50_us < floor:
             raise RuntimeError(
                 f"measured {measured.p50_us:.3g} us, below the floor of {floor:.3g} us"

@@ -63,7 +63,9 @@ def test_every_operator_and_phase_is_measured_and_predicts(tmp_path: Path) -> No
 def test_a_decode_row_times_the_layer_step_at_its_position() -> None:
     case = next(c for c in latency.cases_for_spec(SPEC, [DECODE]) if c.operator == "attention")
     work = prepare(case, "cpu")
-    assert work.count == STACK["decode"]
+    assert (work.count, work.distinct) == (1, STACK["decode"])
+    assert work.before is not None
+    work.before()
     out = work.call()
     assert isinstance(out, torch.Tensor)
     assert out.shape == (2, 64)
