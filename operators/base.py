@@ -56,6 +56,11 @@ class OperatorConfig(BaseModel):
     def _fill(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("hidden_size"), int):
             known = {name: value for name, value in values.items() if value is not None}
+            for name, value in known.items():
+                field = cls.model_fields.get(name)
+                # `fill` computes with these before pydantic checks them
+                if field is not None and field.annotation is int and type(value) is not int:
+                    raise ValueError(f"{name} must be an integer; got {value!r}")
             return cls.fill(known)
         return values
 

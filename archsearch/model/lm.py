@@ -171,7 +171,9 @@ def build(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> HybridLM:
-    """Make a model with weights drawn from `seed`."""
-    model = HybridLM(spec, device=device, dtype=dtype)
+    """Make a model with weights drawn from `seed`; torch's global generator stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        # torch's own layers draw weights when they are made, which init_weights replaces
+        model = HybridLM(spec, device=device, dtype=dtype)
     model.init_weights(seed)
     return model
