@@ -88,7 +88,8 @@ def _search(search: Search, trials: int) -> Run:
 
 
 def _keep(run: Run) -> None:
-    run.log("interrupted")
+    # the candidate in flight, which is proposed again
+    run.log("interrupted", number=len(recorded_rows(run.study)))
     # a front that was timed already says more than one that was not
     if run.front["measured_us_p50"].isna().all():
         save_untimed(run)

@@ -192,7 +192,8 @@ def _storage(path: Path, url: str | None) -> Iterator[RDBStorage]:
     try:
         with quiet():
             yield RDBStorage(url or f"sqlite:///{file.resolve()}")
-    except (SQLAlchemyError, StorageInternalError) as error:
+    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        # RuntimeError: Optuna's tables are of another version
         cause = getattr(error.__cause__ or error, "orig", None) or error
         where = "the storage" if url else str(file)
         raise ValueError(f"cannot open the study in {where}: {cause}") from None

@@ -118,6 +118,8 @@ def test_interrupt_leaves_a_usable_run(config, evaluator, tmp_path) -> None:
         evolve(config(), trials=10, evaluator=evaluator(interrupt_at=7), root=tmp_path)
     run = load_run(tmp_path / "test")
     assert len(run.candidates) == 6
+    last = (tmp_path / "test/log.jsonl").read_text().splitlines()[-1]
+    assert (json.loads(last)["event"], json.loads(last)["number"]) == ("interrupted", 6)
     assert set(run.front["role"]) <= {"best", "front"}
     assert run.front["measured_us_p50"].isna().all()
     assert run.best is not None
@@ -281,6 +283,12 @@ def test_a_seed_that_the_space_lacks_makes_no_folder(config, evaluator, tmp_path
     cfg = config(seeds=("(a f)x20 @64",))
     with pytest.raises(ValueError, match="cannot express"):
         evolve(cfg, trials=1, evaluator=evaluator(), root=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_storage_makes_no_folder(config, evaluator, tmp_path) -> None:
+    with pytest.raises(ValueError, match="cannot open the study in the storage"):
+        evolve(config(), trials=1, evaluator=evaluator(), root=tmp_path, storage="nonsense")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -69,6 +69,18 @@ def test_golden_evolution(config, evaluator, search) -> None:
     assert found == json.loads(GOLDEN.read_text())
 
 
+def test_guided_samplers_beat_random_search(config, evaluator, search) -> None:
+    best = {}
+    for sampler in SAMPLERS:
+        losses = []
+        for seed in range(3):
+            run = search(config(sampler=sampler, seed=seed), evaluator())
+            run.fill(24)
+            losses.append(min(row["loss"] for row in recorded_rows(run.study)))
+        best[sampler] = np.mean(losses)
+    assert max(best["evolution"], best["nsga2"], best["tpe"]) < best["random"]
+
+
 def evolution(space, k, **settings):
     fields = {"population": 4, "tournament": 4, "accept": lambda params: True}
     return AgingEvolution(space, seed=0, k=k, **(fields | settings))
