@@ -24,7 +24,10 @@ def arch() -> None:
 
 @app.command()
 def show(
-    spec: Annotated[str, typer.Argument(help="Preset, pattern such as '(a f)x4 @256', or file.")],
+    spec: Annotated[
+        str,
+        typer.Argument(metavar="SPEC", help="Preset, pattern such as '(a f)x4 @256', or file."),
+    ],
     context: Annotated[int, typer.Option(help="Tokens behind the one that is decoded.")] = 1024,
     batch: Annotated[int, typer.Option(help="Rows that state is kept for.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -73,7 +76,7 @@ def explain(spec: ArchSpec, shape: Shape) -> dict[str, Any]:
 def _print(spec: dict[str, Any]) -> None:
     console, layers = terminal.console(), spec["layers"]
     console.print(f"[bold]{spec['name'] or spec['id']}[/]  {spec['notation']}", soft_wrap=True)
-    console.print(terminal.strip(layer["code"] for layer in layers))
+    console.print(terminal.strip((layer["code"] for layer in layers), console.width))
     facts = terminal.facts()
     embeddings = "tied" if spec["tie_embeddings"] else "untied"
     rows = f"{spec['batch']} × {spec['context']} tokens, {spec['dtype']}"

@@ -17,8 +17,10 @@ from typer.main import get_command
 
 from archsearch import __version__
 from archsearch.cli import arch
+from archsearch.cli import evolve
 from archsearch.cli import export
 from archsearch.cli import presets
+from archsearch.cli import profile
 from archsearch.cli import report
 from archsearch.cli import space
 from archsearch.cli import zoo
@@ -31,13 +33,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.command("evolve")(evolve.evolve)
+app.command("profile")(profile.profile)
 app.command("operators")(zoo.operators)
 app.command("presets")(presets.presets)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.add_typer(arch.app, name="arch")
 app.add_typer(space.app, name="space")
-# evolve and profile are added here
 
 
 def _print_version(wanted: bool) -> None:
@@ -89,7 +92,9 @@ def call(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(sentence: str) -> int:
-    print(f"archsearch: {sentence}", file=sys.stderr)
+    # a group without a command has printed its help and says no more
+    if sentence:
+        print(f"archsearch: {sentence}", file=sys.stderr)
     return USER_ERROR
 
 

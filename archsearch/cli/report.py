@@ -9,7 +9,9 @@ import typer
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name under runs/.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run's folder, or its name under runs/.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Write only the page, here, and leave the run alone.")
     ] = None,

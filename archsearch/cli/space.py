@@ -33,7 +33,9 @@ def list_spaces(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="Name of a space, see `archsearch space list`.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a space, see `archsearch space list`.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a candidate of a space is made of, with the space's default settings."""

@@ -27,14 +27,19 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2))
 
 
-def strip(codes: Iterable[str]) -> Text:
-    """One coloured cell with its code per layer; without colours, the codes."""
-    cells = [
-        Text(f" {code} ", style=f"{style.ink_on(style.colour(code))} on {style.colour(code)}")
-        for code in codes
-    ]
-    # cells of one line are joined by nothing, so that the text may wrap between any two
-    return Text("", no_wrap=False).join(cells)
+def strip(codes: Iterable[str], width: int = 80) -> Text:
+    """One coloured cell with its code per layer, on lines of whole cells of at most `width`;
+    without colours, the codes."""
+    text, room = Text(), width
+    for code in codes:
+        cell = f" {code} "
+        if len(cell) > room:
+            text.append("\n")
+            room = width
+        fill = style.colour(code)
+        text.append(cell, style=f"{style.ink_on(fill)} on {fill}")
+        room -= len(cell)
+    return text
 
 
 def blocks(codes: Iterable[str]) -> Text:

@@ -50,7 +50,7 @@ def found(run: Run) -> str:
     return (
         sentence
         + f"{winner['measured_us_p50'] / 1e3:.3f} ms per token measured ({predicted}, "
-        + f"{gap(winner):+.1%} measured against predicted)."
+        + f"{signed(gap(winner))} measured against predicted)."
     )
 
 
@@ -73,8 +73,8 @@ def comparison(pair: view.Comparison) -> str:
     """What one comparison shows, with what limits it."""
     relation = "lower" if pair.loss_difference < 0 else "higher"
     sentence = (
-        f"{pair.label}: a loss {abs(pair.loss_difference):.3f} nats per token "
-        f"({abs(pair.bits_difference):.3f} bits per byte) {relation}, at "
+        f"{pair.label}: {relation} by {abs(pair.loss_difference):.3f} nats per token "
+        f"({abs(pair.bits_difference):.3f} bits per byte), at "
         f"{pair.latency_ratio:.2f} times its {'measured' if pair.both_timed else 'predicted'} "
         f"latency"
     )
@@ -90,7 +90,7 @@ def cautions(run: Run) -> list[str]:
     if timed:
         gaps = sorted(gap(row) for row in timed)
         said.append(
-            f"Measured medians lie between {gaps[0]:+.1%} and {gaps[-1]:+.1%} of what the "
+            f"Measured medians lie between {signed(gaps[0])} and {signed(gaps[-1])} of what the "
             f"latency table predicted, over {len(timed)} re-measured models."
         )
     target = run.config.target_latency_ms
@@ -112,9 +112,14 @@ def gap(row: pd.Series) -> float:
     return float(row["measured_us_p50"] / row["latency_us"] - 1)
 
 
+def signed(value: float, form: str = "+.1%") -> str:
+    """A number with its sign, and a minus as long as the plus."""
+    return format(value, form).replace("-", "−")
+
+
 def _by(pair: view.Comparison) -> str:
     note = "" if pair.same_latency else ", at another latency"
-    return f"{pair.label} ({pair.loss_difference:+.3f} nats per token{note})"
+    return f"{pair.label} ({signed(pair.loss_difference, '+.3f')} nats per token{note})"
 
 
 def _and(names: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shlex
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -13,11 +14,14 @@ from typing import Any
 import pandas as pd
 
 from archsearch import __version__
+from archsearch.profiles.store import META_FILE
 from archsearch.report import figures
 from archsearch.report import findings
 from archsearch.report import view
 from archsearch.report.layout import page as lay_out
 from archsearch.report.layout import table
+from archsearch.search.records import COUNTED
+from archsearch.search.setup import TABLE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +41,7 @@ def page(run: Run) -> str:
             "Where the time goes",
             _figure(figures.plot_latency_by_operator, run, "latency by operator"),
         ),
-        ("Search history", _figure(figures.plot_history, run, "loss by candidate")),
+        ("Search", _figure(figures.plot_history, run, "loss by candidate")),
         ("", _counts(run)),
         ("Training", _figure(figures.plot_loss_curves, run, "training loss")),
         ("Provenance", _provenance(run)),
@@ -48,21 +52,40 @@ def page(run: Run) -> str:
 
 def commands(run: Run) -> str:
     """Shell commands that make the run, this page and the winner's file again."""
+    name = run.config.name
+    words = (["evolve", *_flags(run)], ["report", name], ["export", name, "--to", "json"])
+    return "\n".join(shlex.join(["archsearch", *command]) for command in words)
+
+
+def _flags(run: Run) -> list[str]:
     config = run.config
-    flags: list[Any] = ["--name", config.name, "--space", config.space]
-    flags += ["--sampler", config.sampler, "--profile", config.table, "--data", config.data]
-    if config.target_latency_ms:
-        flags += ["--target-latency", f"{config.target_latency_ms:g}"]
-    flags += ["--batch", config.batch, "--context", config.context]
-    flags += ["--trials", len(run.candidates), "--seed", config.seed]
-    return "\n".join(
-        shlex.join(["archsearch", *map(str, words)])
-        for words in (
-            ["evolve", *flags],
-            ["report", config.name],
-            ["export", config.name, "--to", "json"],
-        )
-    )
+    trials = int(run.candidates["status"].isin(COUNTED).sum())
+    settings = {
+        "name": config.name,
+        "space": config.space,
+        "sampler": config.sampler,
+        "trials": max(1, trials),
+        "seed": config.seed,
+        "target-latency": config.target_latency_ms,
+        "batch": config.batch,
+        "context": config.context,
+        "operators": ",".join(config.codes),
+        "widths": ",".join(map(str, config.widths)),
+        "width": config.width,
+        "max-layers": config.max_layers,
+        "objectives": ",".join(config.objectives),
+        "max-parameters": config.max_parameters,
+        "max-state-bytes": config.max_state_bytes,
+        "profile": config.table,
+        "data": config.data,
+        "steps": config.recipe.steps,
+    }
+    return [
+        word
+        for flag, value in settings.items()
+        if value is not None
+        for word in (f"--{flag}", str(value))
+    ]
 
 
 def _summary(run: Run) -> str:
@@ -96,7 +119,10 @@ def _front_cells(row: pd.Series) -> list[str]:
     measured, gap = "not measured", ""
     if view.was_timed(row):
         low, middle, high = (row[f"measured_us_{q}"] / 1e3 for q in ("p10", "p50", "p90"))
-        measured, gap = f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{findings.gap(row):+.1%}"
+        measured, gap = (
+            f"{middle:.3f} ({low:.3f} to {high:.3f})",
+            findings.signed(findings.gap(row)),
+        )
     return [
         view.name(row),
         str(row["notation"]),
@@ -118,7 +144,7 @@ def _comparison(run: Run) -> str:
     ]
     if not said:
         return f"<p>{escape(findings.verdict(run))}</p>"
-    intro = "Against each baseline, trained and timed the same way, the best architecture has"
+    intro = "Against each baseline, trained and timed the same way, the loss of the best is"
     return f"<p>{intro}</p>{_list(said)}"
 
 
@@ -133,12 +159,19 @@ def _counts(run: Run) -> str:
 
 
 def _provenance(run: Run) -> str:
-    flat = _flattened(run.config.model_dump(mode="json"))
-    return table(
-        ("setting", "value"),
-        [["report written by", f"archsearch {__version__}"], *([k, v] for k, v in flat)],
-        left=2,
-    )
+    settings = _flattened(run.config.model_dump(mode="json"))
+    rows = [("report written by", f"archsearch {__version__}"), *_measured_on(run), *settings]
+    return table(("setting", "value"), rows, left=2)
+
+
+def _measured_on(run: Run) -> list[tuple[str, str]]:
+    """Machine and software that the latency table was measured with, where the run keeps it."""
+    file = run.path / TABLE / META_FILE
+    if not file.is_file():
+        return []
+    meta = json.loads(file.read_text(encoding="utf-8"))
+    shown = ("hardware", "software", "git_commit", "measured", "method_text")
+    return _flattened({key: meta[key] for key in shown if key in meta}, "latency table: ")
 
 
 def _flattened(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

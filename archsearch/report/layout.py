@@ -22,6 +22,7 @@ table { border-collapse: collapse; font-size: 13px; width: 100%; }
 th, td { padding: 5px 10px 5px 0; text-align: right; vertical-align: top;
   border-bottom: 1px solid #eef0f2; font-variant-numeric: tabular-nums; }
 th { color: #5d636b; font-weight: 600; vertical-align: bottom; }
+td:first-child { white-space: nowrap; }
 .left { text-align: left; overflow-wrap: anywhere; }
 pre { background: #f5f6f7; padding: 12px 14px; border-radius: 6px; font-size: 13px;
   white-space: pre-wrap; overflow-wrap: anywhere; }

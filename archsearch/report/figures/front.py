@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from archsearch.search import Run
 
 
+NEAR = 0.05  # share of an axis
+
+
 def plot_front(run: Run) -> Figure:
     """Draw predicted latency (ms per token) against held-out loss (nats per token).
 
@@ -31,11 +34,11 @@ def plot_front(run: Run) -> Figure:
     _candidates(axes, rows)
     _target(axes, run)
     members = view.members(run)
+    _limit_loss(axes, rows, view.shown(run))
     if len(members):
         _pareto(axes, members)
     for index, (_, row) in enumerate(view.baselines(run).iterrows()):
         _baseline(axes, row, base.MARKERS[index % len(base.MARKERS)])
-    _limit_loss(axes, rows, view.shown(run))
     base.grid(axes)
     base.name_axes(
         axes,
@@ -86,20 +89,10 @@ def _pareto(axes: Axes, members: pd.DataFrame) -> None:
     front = members[members["role"] == "front"]
     axes.plot([], [], color=style.FRONT, marker="o", label="Pareto front")
     axes.scatter(front["latency_us"] / 1e3, front["loss"], s=52, color=style.FRONT, zorder=4)
+    _numbers(axes, members)
     for _, row in members.iterrows():
         winner = row["role"] == "best"
         _measured(axes, row, style.BEST if winner else style.FRONT)
-        # below and to the left of a front there is nothing that a number could hide
-        axes.annotate(
-            f"#{row['number']:.0f}",
-            (row["latency_us"] / 1e3, row["loss"]),
-            xytext=(-6, -6),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            fontsize=8.5,
-            color=style.BEST if winner else style.FRONT,
-        )
         if winner:
             axes.scatter(
                 row["latency_us"] / 1e3,
@@ -111,6 +104,32 @@ def _pareto(axes: Axes, members: pd.DataFrame) -> None:
                 zorder=6,
                 label=f"best (#{row['number']:.0f})",
             )
+
+
+def _numbers(axes: Axes, members: pd.DataFrame) -> None:
+    """Number the members; neighbours too close for a number each share one text."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    pending: list[str] = []
+    rows = [row for _, row in members.iterrows()]
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        pending.append(f"#{row['number']:.0f}")
+        if following is not None and following["role"] != "best" and row["role"] != "best":
+            across = (following["latency_us"] - row["latency_us"]) / 1e3 / (right - left)
+            down = (row["loss"] - following["loss"]) / (top - bottom)
+            if across < NEAR and down < NEAR:
+                continue
+        # below and to the left of a front there is nothing that a number could hide
+        axes.annotate(
+            " ".join(pending),
+            (row["latency_us"] / 1e3, row["loss"]),
+            xytext=(-6, -6),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8.5,
+            color=style.BEST if row["role"] == "best" else style.FRONT,
+        )
+        pending = []
 
 
 def _baseline(axes: Axes, row: pd.Series, marker: str) -> None:
@@ -141,12 +160,14 @@ def _measured(axes: Axes, row: pd.Series, colour: str) -> None:
 
 def _limit_loss(axes: Axes, rows: pd.DataFrame, shown: pd.DataFrame) -> None:
     """Keep a few very bad candidates from flattening the rest, and say how many are above."""
-    top = max([rows["loss"].quantile(0.9), *shown["loss"]])
     bottom = min([rows["loss"].min(), *shown["loss"]])
+    usual = rows["loss"].quantile(0.9)
+    ceiling = max([2 * usual - bottom, *shown["loss"]])
+    top = max([*rows["loss"][rows["loss"] <= ceiling], *shown["loss"]])
+    above = int((rows["loss"] > ceiling).sum())
     room = 0.08 * (top - bottom) or 0.1
-    above = int((rows["loss"] > top + room).sum())
     # the numbers of the front need room below its lowest point
-    axes.set_ylim(bottom - 1.6 * room, (top if above else max(top, rows["loss"].max())) + room)
+    axes.set_ylim(bottom - 1.6 * room, top + room)
     if above:
         axes.annotate(
             f"{above} more above",
