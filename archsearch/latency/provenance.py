@@ -45,7 +45,7 @@ def provenance(device: str) -> dict[str, Any]:
         "archsearch": archsearch.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "os": f"{platform.system()} {platform.release()}",
+        "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
     }
     if device.startswith("cuda"):
         software["cuda"] = str(torch.version.cuda)
