@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from archsearch.operators import get
 from archsearch.search.config import RunConfig
 from archsearch.search.screen import Candidate
 from archsearch.search.screen import Screen
 from archsearch.space import parse
 
-# a predicted latency within this range of the winner's counts as the same
-SLOWEST, FASTEST = 1.02, 0.95
+# how much slower than the winner a baseline may be, by prediction
+SLOWEST = 1.02
+# what a pattern without the winner's cheap layers may lack in depth before it loses width
+DEPTH = 2 / 3
 WIDTH_STEP = 64
 
 
 def match(unit: str, winner: Candidate, screen: Screen, config: RunConfig) -> Candidate:
     """Repeat `unit` ("a f") into a model of the winner's predicted latency.
 
-    Of the depths and widths (multiples of 64 within the run's) that come within 5 % below and
-    2 % above it, the depth nearest to the winner's is taken, and its widest; where none does,
-    the slowest that is not more than 2 % above. Raises ValueError where there is none.
+    It gets the largest width (of the run's, and multiples of 64 between them) at which it can
+    be two thirds as deep as the winner, and then as many repeats as the latency allows; where
+    it can be that deep at no width, the deepest one. Raises ValueError where none is fast enough.
     """
-    nearest: Candidate | None = None
-    limit = winner.costs.latency_us
-    reason = f"every width of ({unit}) is slower than the winner"
-    for repeats in _depths(unit, winner, config):
+    limit = SLOWEST * winner.costs.latency_us
+    enough = DEPTH * len(winner.spec.layers)
+    reason = "one repeat is slower at every width"
+    deepest: Candidate | None = None
+    for width in _widths(config):
         try:
-            candidate = _widest(unit, repeats, screen, config, limit)
+            candidate = _fill(unit, width, limit, screen, config)
         except ValueError as error:
+            # a width that the heads do not divide, or that the table does not cover
             reason = str(error)
             continue
         if candidate is None:
             continue
-        if candidate.costs.latency_us >= FASTEST * limit:
+        if len(candidate.spec.layers) >= enough:
             return candidate
-        if nearest is None or candidate.costs.latency_us > nearest.costs.latency_us:
-            nearest = candidate
-    if nearest is None:
-        raise ValueError(f"no baseline ({unit}) at {limit / 1000:.4g} ms per token: {reason}")
-    return nearest
+        if deepest is None or len(candidate.spec.layers) > len(deepest.spec.layers):
+            deepest = candidate
+    if deepest is None:
+        at = f"{winner.costs.latency_us / 1000:.4g} ms per token"
+        raise ValueError(f"no baseline ({unit}) at {at}: {reason}")
+    return deepest
 
 
 def label(unit: str) -> str:
@@ -47,33 +50,19 @@ def label(unit: str) -> str:
     return " + ".join(get(code).title for code in unit.split())
 
 
-def _depths(unit: str, winner: Candidate, config: RunConfig) -> list[int]:
-    size = len(unit.split())
-    layers = len(winner.spec.layers)
-    most = max(1, 2 * config.max_layers // size)
-    return sorted(range(1, most + 1), key=lambda repeats: (abs(repeats * size - layers), repeats))
-
-
-def _widest(
-    unit: str, repeats: int, screen: Screen, config: RunConfig, limit: float
+def _fill(
+    unit: str, width: int, limit: float, screen: Screen, config: RunConfig
 ) -> Candidate | None:
-    error: ValueError | None = None
-    fitting = None
-    for width in _widths(config):
-        try:
-            candidate = screen.judge(parse(f"({unit})x{repeats} @{width}", **config.fields))
-        except ValueError as caught:
-            # a width that the heads do not divide, or that the table does not cover
-            error = caught
-            continue
-        if candidate.costs.latency_us <= SLOWEST * limit:
-            return candidate
-        fitting = candidate
-    if fitting is None and error is not None:
-        raise error
-    return None
+    """The deepest model of `unit` within `limit` µs, at most twice as deep as a candidate."""
+    found = None
+    for repeats in range(1, max(1, 2 * config.max_layers // len(unit.split())) + 1):
+        candidate = screen.judge(parse(f"({unit})x{repeats} @{width}", **config.fields))
+        if candidate.costs.latency_us > limit:
+            break
+        found = candidate
+    return found
 
 
-def _widths(config: RunConfig) -> Iterator[int]:
-    inside = range(min(config.widths), max(config.widths) + 1, WIDTH_STEP)
-    yield from sorted({*inside, *config.widths}, reverse=True)
+def _widths(config: RunConfig) -> list[int]:
+    between = range(min(config.widths), max(config.widths) + 1, WIDTH_STEP)
+    return sorted({*between, *config.widths}, reverse=True)
