@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from archsearch.profiles import Table
 
 WIDTHS = "64,128,192,256"
-VOCABULARY = 257
+VOCABULARY = 256
 
 
 def profile(
