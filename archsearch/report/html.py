@@ -179,7 +179,7 @@ def _flattened(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]
     for key, value in values.items():
         if isinstance(value, dict):
             pairs += _flattened(value, f"{prefix}{key}.")
-        elif value is not None:
+        elif value not in (None, []):
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             pairs.append((prefix + key, shown))
     return pairs

@@ -7,6 +7,7 @@ from io import BytesIO
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from archsearch.report import style
 
@@ -40,6 +41,11 @@ def name_axes(axes: Axes, title: str, x: str, y: str = "") -> None:
 def grid(axes: Axes, which: str = "both") -> None:
     """Draw quiet grid lines along `which` axis."""
     axes.grid(axis=which, color=style.GRID, linewidth=0.8)  # type: ignore[arg-type]
+
+
+def count_along_x(axes: Axes) -> None:
+    """Put ticks at whole numbers only: steps and candidates have no halves."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def legend_outside(axes: Axes) -> None:

@@ -35,6 +35,7 @@ def plot_loss_curves(run: Run) -> Figure:
         _curve(axes, winner, color=style.BEST, linewidth=2, zorder=5)
     _limit_to_learning(axes, rows)
     base.grid(axes)
+    base.count_along_x(axes)
     base.name_axes(axes, "Training loss", "step", "training loss, nats per token")
     axes.legend(fontsize=8.5, frameon=False, loc="upper right")
     return figure
@@ -90,6 +91,7 @@ def plot_history(run: Run) -> Figure:
     if len(failed):
         axes.plot([], [], color=style.BEST, linewidth=0.8, linestyle=":", label="failed")
     base.grid(axes)
+    base.count_along_x(axes)
     base.name_axes(axes, "Search history", "candidate", "held-out loss, nats per token")
     base.legend_outside(axes)
     return figure

@@ -80,6 +80,7 @@ def _target(axes: Axes, run: Run) -> None:
             va="top",
             fontsize=8.5,
             color=style.MUTED,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
 
 
