@@ -98,7 +98,7 @@ def test_state_bytes_are_exact() -> None:
     for pattern in PATTERNS:
         spec = spec_of(pattern)
         state = build(spec).init_state(2, 50)
-        assert state.num_bytes == count.state_bytes(spec, 50 + spec.num_meta_tokens, batch=2)
+        assert state.num_bytes == count.state_bytes(spec, 50, batch=2)
 
 
 def test_head_norm_divides_and_survives_a_zero_row() -> None:
