@@ -35,7 +35,7 @@ def evolve(
         float | None,
         typer.Option(
             help="Bound on ms per decode step at --batch and --context"
-            " (default: that of a six-block transformer).",
+            " (default: that of a five-block transformer).",
             rich_help_panel=SEARCH,
         ),
     ] = None,
@@ -67,6 +67,12 @@ def evolve(
     max_state_bytes: Annotated[
         int | None, typer.Option(help="Bound on the decode state.", rich_help_panel=SEARCH)
     ] = None,
+    population: Annotated[
+        int, typer.Option(help="Candidates that evolution keeps.", rich_help_panel=SEARCH)
+    ] = 8,
+    tournament: Annotated[
+        int, typer.Option(help="Candidates a parent is the best of.", rich_help_panel=SEARCH)
+    ] = 4,
     seed: Annotated[
         int, typer.Option(help="Of the search and of training.", rich_help_panel=SEARCH)
     ] = 0,
@@ -136,6 +142,8 @@ def evolve(
         objectives=values.words(objectives),
         max_parameters=max_parameters,
         max_state_bytes=max_state_bytes,
+        population=population,
+        tournament=tournament,
     )
     with profiling(console()) as on_profile:
         prepared = prepare(request, root=root, on_profile=on_profile)

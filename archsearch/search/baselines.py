@@ -8,21 +8,23 @@ from archsearch.search.screen import Candidate
 from archsearch.search.screen import Screen
 from archsearch.space import parse
 
-# how much slower than the winner a baseline may be, by prediction
+# how much slower than the winner a baseline may be
 SLOWEST = 1.02
 # what a pattern without the winner's cheap layers may lack in depth before it loses width
 DEPTH = 2 / 3
 WIDTH_STEP = 64
 
 
-def match(unit: str, winner: Candidate, screen: Screen, config: RunConfig) -> Candidate:
-    """Repeat `unit` ("a f") into a model of the winner's predicted latency.
+def match(
+    unit: str, winner: Candidate, screen: Screen, config: RunConfig, *, latency_us: float
+) -> Candidate:
+    """Repeat `unit` ("a f") into a model of a predicted latency, the winner's.
 
     It gets the largest width (of the run's, and multiples of 64 between them) at which it can
     be two thirds as deep as the winner, and then as many repeats as the latency allows; where
     it can be that deep at no width, the deepest one. Raises ValueError where none is fast enough.
     """
-    limit = SLOWEST * winner.costs.latency_us
+    limit = SLOWEST * latency_us
     enough = DEPTH * len(winner.spec.layers)
     reason = "one repeat is slower at every width"
     deepest: Candidate | None = None
@@ -40,7 +42,7 @@ def match(unit: str, winner: Candidate, screen: Screen, config: RunConfig) -> Ca
         if deepest is None or len(candidate.spec.layers) > len(deepest.spec.layers):
             deepest = candidate
     if deepest is None:
-        at = f"{winner.costs.latency_us / 1000:.4g} ms per token"
+        at = f"{latency_us / 1000:.4g} ms per token"
         raise ValueError(f"no baseline ({unit}) at {at}: {reason}")
     return deepest
 

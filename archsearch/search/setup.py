@@ -46,7 +46,10 @@ WIDTHS = {"cpu": (64, 128, 192, 256), "gpu": (1024, 1280, 1536, 1792, 2048, 2304
 CODES = ("a", "m2", "d", "gd", "gla", "ret")
 MAX_LAYERS = {"cpu": 16, "gpu": 30}
 # without a target, candidates may be as slow as a transformer of this many blocks
-TARGET_BLOCKS = 6
+TARGET_BLOCKS = 5
+# known designs that a search begins with, as the published one does: Nemotron-Flash's block,
+# Samba's, Gated DeltaNet's hybrid; each is repeated as often as the target allows
+SEED_BLOCKS = ("d f m2 f", "m2 f a f", "gd f a f")
 # what the baselines are made of
 BASELINE_CODES = ("a", "m2")
 
@@ -74,6 +77,8 @@ class Request:
     objectives: Sequence[str] = ("loss", "latency_us")
     max_parameters: int | None = None
     max_state_bytes: int | None = None
+    population: int = 8
+    tournament: int = 4
     device: str = "cpu"
 
 
@@ -120,6 +125,9 @@ def prepare(
         max_layers=space.max_layers,
         fields=space.fields,
         sampler=request.sampler,
+        population=request.population,
+        tournament=request.tournament,
+        seeds=saved.seeds if saved else known_designs(space, shape, table, target),
         objectives=tuple(request.objectives),
         target_latency_ms=target,
         max_parameters=request.max_parameters,
@@ -138,11 +146,34 @@ def prepare(
 
 
 def default_target(space: SearchSpace, shape: Shape, table: Table) -> float:
-    """Predicted ms per step of a transformer of six blocks at the space's middle width, a
+    """Predicted ms per step of a transformer of five blocks at the space's middle width, a
     latency that is known to be useful on this machine."""
     width = space.widths[len(space.widths) // 2]
     spec = parse(f"(a f)x{TARGET_BLOCKS} @{width}", **space.fields)
     return float(f"{predict(spec, shape, table).latency_us / 1000:.3g}")
+
+
+def known_designs(
+    space: SearchSpace, shape: Shape, table: Table, target_ms: float | None
+) -> tuple[str, ...]:
+    """The seed blocks that the space can express, each at the largest width at which the target
+    leaves room for it, and as deep as it allows there (in notation)."""
+
+    def fits(notation: str) -> bool:
+        spec = parse(notation, **space.fields)
+        return target_ms is None or predict(spec, shape, table).latency_us <= 1000 * target_ms
+
+    blocks = [block for block in SEED_BLOCKS if {*block.split()} <= {*space.codes, "f"}]
+    found = []
+    for block in blocks:
+        deepest = space.max_layers // len(block.split())
+        depths = [
+            f"({block})x{repeats} @{width}"
+            for width in sorted(space.widths, reverse=True)
+            for repeats in range(deepest, 0, -1)
+        ]
+        found += [notation for notation in depths if fits(notation)][:1]
+    return tuple(found)
 
 
 def table_id(table: Table) -> str:

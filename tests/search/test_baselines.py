@@ -17,12 +17,16 @@ def setting(config, evaluator):
     return cfg, screen, lambda text: screen.judge(parse(text, **cfg.fields))
 
 
+def matched(unit, winner, screen, cfg):
+    return match(unit, winner, screen, cfg, latency_us=winner.costs.latency_us)
+
+
 @pytest.mark.parametrize("unit", ["a f", "w f", "w"])
 @pytest.mark.parametrize("winner", ["(a f w)x3 @128", "wx4 @256", "(a w f f)x3 @64"])
 def test_a_baseline_is_as_wide_and_then_as_deep_as_can_be(unit, winner, setting) -> None:
     cfg, screen, judge = setting
     best = judge(winner)
-    found = match(unit, best, screen, cfg)
+    found = matched(unit, best, screen, cfg)
     size, width = len(unit.split()), found.spec.hidden_size
     repeats = len(found.spec.layers) // size
     limit = 1.02 * best.costs.latency_us
@@ -38,16 +42,16 @@ def test_a_baseline_is_as_wide_and_then_as_deep_as_can_be(unit, winner, setting)
 
 def test_widths_between_those_of_the_run_are_used(setting) -> None:
     cfg, screen, judge = setting
-    assert match("a f", judge("(a f)x2 @192"), screen, cfg).spec.hidden_size == 192
+    assert matched("a f", judge("(a f)x2 @192"), screen, cfg).spec.hidden_size == 192
 
 
 def test_a_pattern_that_cannot_be_as_deep_is_as_deep_as_it_can(setting) -> None:
     cfg, screen, judge = setting
-    found = match("a", judge("fx12 @64"), screen, cfg)
+    found = matched("a", judge("fx12 @64"), screen, cfg)
     assert (len(found.spec.layers), found.spec.hidden_size) == (3, 64)
 
 
 def test_a_pattern_that_is_too_slow_is_an_error(setting) -> None:
     cfg, screen, judge = setting
     with pytest.raises(ValueError, match=r"no baseline \(a\) at 0.06 ms.*slower at every width"):
-        match("a", judge("f @64"), screen, cfg)
+        matched("a", judge("f @64"), screen, cfg)
