@@ -161,6 +161,10 @@ def known_designs(
 
     def fits(notation: str) -> bool:
         spec = parse(notation, **space.fields)
+        try:
+            space.encode(spec)
+        except ValueError:
+            return False
         return target_ms is None or predict(spec, shape, table).latency_us <= 1000 * target_ms
 
     blocks = [block for block in SEED_BLOCKS if {*block.split()} <= {*space.codes, "f"}]
