@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,9 @@ from archsearch.search.records import recorded_rows
 from archsearch.search.run import Run
 from archsearch.search.screen import Candidate
 from archsearch.space import ArchSpec
+
+# a baseline within this share of the winner's measured latency is as fast; so many are tried
+SAME_LATENCY, MATCHES = 0.05, 4
 
 _UNMEASURED = {f"measured_us_p{percent}": None for percent in (10, 50, 90)}
 
@@ -116,22 +118,40 @@ def _baseline(unit: str, winner: Row, search: Search) -> Row:
 
 def _matched(unit: str, winner: Row, search: Search) -> Candidate:
     """The model of `unit` that is as fast as the winner by measurement: a table's error differs
-    between patterns, so a first match is timed and the second one corrected by it."""
+    between patterns, so each match is timed and the next one corrected by it."""
     key = f"matched:{winner['id']}:{unit}"
     if (known := search.study.user_attrs.get(key)) is not None:
         return search.screen.judge(ArchSpec.model_validate_json(known))
-
-    def match(latency_us: float) -> Candidate:
-        return baselines.match(unit, best, search.screen, search.config, latency_us=latency_us)
-
     best = search.screen.judge(ArchSpec.model_validate_json(winner["spec"]))
-    found = match(best.costs.latency_us)
-    if winner["measured_us_p50"] is not None:
-        with contextlib.suppress(*TRAINING_ERRORS):
-            bias = search.evaluator.measure(found.spec).p50_us / found.costs.latency_us
-            found = match(winner["measured_us_p50"] / bias)
-    search.study.set_user_attr(key, found.spec.model_dump_json())
-    return found
+    found: dict[str, tuple[float, Candidate]] = {}
+    limit = best.costs.latency_us
+    for _ in range(MATCHES):
+        try:
+            candidate = baselines.match(unit, best, search.screen, search.config, latency_us=limit)
+        except ValueError:
+            if not found:
+                raise
+            break
+        if candidate.spec.id in found:
+            break
+        factor = _time_factor(candidate, winner, search)
+        found[candidate.spec.id] = (abs(math.log(factor)), candidate)
+        if found[candidate.spec.id][0] < SAME_LATENCY:
+            break
+        limit = candidate.costs.latency_us / factor
+    _, nearest = min(found.values(), key=lambda pair: pair[0])
+    search.study.set_user_attr(key, nearest.spec.model_dump_json())
+    return nearest
+
+
+def _time_factor(candidate: Candidate, winner: Row, search: Search) -> float:
+    """How many times the winner's measured latency a candidate takes; 1 if that is unknown."""
+    if winner["measured_us_p50"] is None:
+        return 1.0
+    try:
+        return float(search.evaluator.measure(candidate.spec).p50_us / winner["measured_us_p50"])
+    except TRAINING_ERRORS:
+        return 1.0
 
 
 def _train_baseline(candidate: Candidate, search: Search) -> Row:

@@ -148,6 +148,19 @@ def test_a_winner_that_is_too_slow_says_so(config, evaluator, tmp_path) -> None:
     assert best["measured_us_p50"] == searched["measured_us_p50"].min()
 
 
+def test_baselines_are_matched_by_measurement(config, evaluator, tmp_path) -> None:
+    def plain(spec) -> bool:
+        return {layer.operator for layer in spec.layers} == {"attention", "ffn"}
+
+    # the table is off by a factor for one pattern alone
+    fake = evaluator(slowdown=lambda spec: 0.6 if plain(spec) else 1.1)
+    run = evolve(config(codes=("w", "a")), trials=8, evaluator=fake, root=tmp_path)
+    best = run.front[run.front["role"] == "best"].iloc[0]
+    baseline = run.front[run.front["label"] == "Attention + FFN"].iloc[0]
+    assert baseline["measured_us_p50"] == pytest.approx(best["measured_us_p50"], rel=0.15)
+    assert baseline["latency_us"] > 1.3 * best["latency_us"]
+
+
 def test_a_baseline_that_cannot_be_made_is_a_row(config, evaluator, tmp_path, monkeypatch) -> None:
     fake = evaluator()
     costs = fake.costs
