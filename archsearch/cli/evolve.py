@@ -117,7 +117,7 @@ def evolve(
     models, trains baselines of the same latency, and writes a report.
     """
     from archsearch.cli.live import display
-    from archsearch.cli.live import profiling
+    from archsearch.cli.progress import profiling
     from archsearch.report.write import write
     from archsearch.search import evolve as search
     from archsearch.search.setup import Request

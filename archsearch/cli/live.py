@@ -18,17 +18,12 @@ from rich.console import Console
 from rich.console import Group
 from rich.console import RenderableType
 from rich.live import Live
-from rich.progress import BarColumn
-from rich.progress import MofNCompleteColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from archsearch import operators
 from archsearch.cli import terminal
-from archsearch.latency.sweep import OnProgress
 from archsearch.search import Observer
 from archsearch.search import Pace
 from archsearch.search import RunConfig
@@ -37,7 +32,6 @@ from archsearch.search.screen import Candidate
 ROWS_SHOWN = 8
 REDRAW_S = 0.25
 BAR_WIDTH = 30
-LINE_EVERY_S = 10.0
 STATUS = {"infeasible": "too slow or large", "duplicate": "known already"}
 
 
@@ -49,42 +43,6 @@ def display(console: Console) -> Iterator[Observer]:
         return
     with Live(console=console, auto_refresh=False, transient=False) as live:
         yield LiveTable(live)
-
-
-@contextmanager
-def profiling(console: Console) -> Iterator[OnProgress]:
-    """A progress callback for measuring a table: a bar on a terminal, few lines elsewhere."""
-    if not console.is_terminal:
-        yield _profiling_lines(console)
-        return
-    with Progress(
-        TextColumn("measuring this machine"),
-        BarColumn(BAR_WIDTH),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[left]}"),
-        console=console,
-        auto_refresh=False,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=None, left="")
-
-        def show(done: int, total: int, seconds: float) -> None:
-            left = f"about {seconds:.0f} s left" if seconds else ""
-            bar.update(task, completed=done, total=total, left=left, refresh=True)
-
-        yield show
-
-
-def _profiling_lines(console: Console) -> OnProgress:
-    said = time.monotonic()
-
-    def show(done: int, total: int, seconds: float) -> None:
-        nonlocal said
-        if done < total and time.monotonic() - said >= LINE_EVERY_S:
-            said = time.monotonic()
-            console.print(f"measured {done} of {total} latencies, about {seconds:.0f} s left")
-
-    return show
 
 
 class PlainLines(Observer):

@@ -48,7 +48,7 @@ def profile(
     Rows that the table has are kept: interrupt it as you like and call it again.
     """
     from archsearch import hardware
-    from archsearch.cli.live import profiling
+    from archsearch.cli.progress import profiling
     from archsearch.latency import profile as sweep
     from archsearch.operators import Shape
     from archsearch.profiles.store import cache_root
