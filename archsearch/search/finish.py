@@ -10,7 +10,9 @@ from archsearch.search import baselines
 from archsearch.search.loop import TRAINING_ERRORS
 from archsearch.search.loop import Search
 from archsearch.search.pareto import non_dominated
+from archsearch.search.records import COUNTED
 from archsearch.search.records import Row
+from archsearch.search.records import baseline_key
 from archsearch.search.records import copy_scores
 from archsearch.search.records import recorded_rows
 from archsearch.search.run import Run
@@ -155,8 +157,8 @@ def _time_factor(candidate: Candidate, winner: Row, search: Search) -> float:
 
 
 def _train_baseline(candidate: Candidate, search: Search) -> Row:
-    key = f"baseline:{candidate.spec.id}"
-    known = {row["id"]: row for row in recorded_rows(search.study) if row["status"] == "trained"}
+    key = baseline_key(candidate.spec.id)
+    known = {row["id"]: row for row in recorded_rows(search.study) if row["status"] in COUNTED}
     source = known.get(candidate.spec.id) or search.study.user_attrs.get(key)
     if source is not None:
         return copy_scores(search.row(candidate, -1, source["status"], None), source)

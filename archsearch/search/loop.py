@@ -20,6 +20,7 @@ from archsearch.search.proposal import propose
 from archsearch.search.records import COUNTED
 from archsearch.search.records import Row
 from archsearch.search.records import Status
+from archsearch.search.records import baseline_key
 from archsearch.search.records import copy_scores
 from archsearch.search.records import make_row
 from archsearch.search.records import recorded_rows
@@ -129,6 +130,9 @@ class Search:
             return self.row(candidate, k, "infeasible", None)
         if (known := trained.get(candidate.spec.id)) is not None:
             return copy_scores(self.row(candidate, k, "duplicate", None), known)
+        # a baseline of the front before this run went on
+        if (known := self.study.user_attrs.get(baseline_key(candidate.spec.id))) is not None:
+            return copy_scores(self.row(candidate, k, known["status"], None), known)
         self.observer.candidate_started(k, candidate)
         (scores,) = self.execute(lambda spec: self.train(spec, k), [candidate.spec])
         return self.row(candidate, k, scores.status, scores)

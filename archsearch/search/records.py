@@ -107,6 +107,11 @@ def _score_fields(scores: Scores | None) -> Row:
     return fields | {"curve": points}
 
 
+def baseline_key(spec_id: str) -> str:
+    """Attribute of a study that keeps the row of a baseline, which is no candidate."""
+    return f"baseline:{spec_id}"
+
+
 def recorded_trials(study: Study) -> list[FrozenTrial]:
     """Trials that count as recorded, from the oldest to the newest."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

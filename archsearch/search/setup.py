@@ -142,7 +142,8 @@ def prepare(
         recipe=recipe,
         versions=_versions(),
     )
-    return Prepared(config, TableEvaluator(table, data, recipe, shape), table)
+    evaluator = TableEvaluator(table, data, recipe, shape, device=request.device)
+    return Prepared(config, evaluator, table)
 
 
 def default_target(space: SearchSpace, shape: Shape, table: Table) -> float:

@@ -106,6 +106,35 @@ def test_going_on_equals_one_go(config, evaluator, tmp_path) -> None:
     assert not set(first.scored[:5]) & set(again.scored[:5])
 
 
+def test_a_baseline_is_not_trained_again_as_a_candidate(config, evaluator, tmp_path) -> None:
+    # the second seed is what the first one is held against
+    seeds = ("(w f)x6 @64", "(a f)x4 @64")
+    cfg = config(widths=(64,), baselines=("a f",), seeds=seeds)
+    fake = evaluator()
+    first = evolve(cfg, trials=1, evaluator=fake, root=tmp_path / "a")
+    assert first.front["notation"].to_list() == list(seeds)
+    halves = evolve(cfg, trials=4, evaluator=fake, root=tmp_path / "a").candidates
+    assert halves["notation"][:2].to_list() == list(seeds)
+    assert (halves["status"] == "trained").sum() == 4
+    assert len(fake.scored) == len(set(fake.scored))
+    whole = evolve(cfg, trials=4, evaluator=evaluator(), root=tmp_path / "b").candidates
+    pd.testing.assert_frame_equal(halves, whole)
+
+
+def test_a_failed_candidate_is_not_trained_again_as_a_baseline(
+    config, evaluator, tmp_path
+) -> None:
+    tried = []
+
+    def plain(spec) -> bool:
+        tried.append(spec.id)
+        return "sliding_window" not in {layer.operator for layer in spec.layers}
+
+    cfg = config(max_layers=6, widths=(64,), baselines=("a f",), seeds=("(a f)x3 @64",))
+    evolve(cfg, trials=12, evaluator=evaluator(fail=plain), root=tmp_path)
+    assert len(tried) == len(set(tried))
+
+
 def test_asking_for_what_is_there_trains_nothing(config, evaluator, tmp_path) -> None:
     evolve(config(), trials=5, evaluator=evaluator(), root=tmp_path)
     again = evaluator()
