@@ -35,7 +35,9 @@ def test_linked_folders_and_data_are_inside(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "archsearch/operators/attention/module.py" in names
     assert "archsearch/profiles/schema.py" in names
-    assert any(name.startswith("archsearch/profiles/data/") for name in names)
+    assert "archsearch/py.typed" in names
+    data = [name for name in names if name.startswith("archsearch/profiles/data/")]
+    assert {Path(name).name for name in data} == {"meta.json", "table.parquet"}
     assert not any("/tests/" in name for name in names)
 
 

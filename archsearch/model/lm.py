@@ -74,7 +74,12 @@ class HybridLM(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, ids: Tensor, *, seq: SequenceInfo | None = None) -> Tensor:
-        """fp32 logits[B,T,V] of token ids[B,T]; every packed segment gets the meta tokens."""
+        """fp32 logits[B,T,V] of token ids[B,T]; every packed segment gets the meta tokens.
+
+        Raises ValueError where `seq` continues prompts, which is what `prefill` does.
+        """
+        if seq is not None and seq.starts is not None:
+            raise ValueError("rows that start behind others need a decode state: use prefill")
         h = self.embed(ids)
         if seq is None:
             return self.head(self._run(h, None))

@@ -2,11 +2,14 @@
 
 After every optimiser step a matrix that reads hidden features has its rows scaled to unit
 norm, and one whose output is added to the residual stream its columns: each mixer names them
-in `READS` and `WRITES`.
+in `READS` and `WRITES`. A gate (`b_proj`, `a_proj`, both halves of a low-rank one, Mamba's
+`x_proj` and `dt_proj`) reads features too; a projection that makes several things at once, as
+`in_proj` of the Mambas does, needs no parts, since its rows are scaled one by one.
 
 The paper does not say what happens to the rest; here it is left alone, for these reasons.
-Embeddings and head: with `head_norm` the logits are divided by the row norms anyway, and a
-padding token's zero row must stay zero. Convolutions, decay rates, biases and norm weights:
+Embeddings and head: a row's length says how much a token differs from the others, with
+`head_norm` the logits are divided by the row norms anyway, and a padding token's zero row must
+stay zero. Convolutions, decay rates, biases and norm weights:
 vectors per channel, not maps between features. Meta tokens: they are inputs, not weights.
 """
 
