@@ -64,6 +64,8 @@ def _flags(run: Run) -> list[str]:
         "name": config.name,
         "space": config.space,
         "sampler": config.sampler,
+        "population": config.population,
+        "tournament": config.tournament,
         "trials": max(1, trials),
         "seed": config.seed,
         "target-latency": config.target_latency_ms,
@@ -78,6 +80,7 @@ def _flags(run: Run) -> list[str]:
         "max-state-bytes": config.max_state_bytes,
         "profile": config.table,
         "data": config.data,
+        "tokenizer": config.tokenizer,
         "steps": config.recipe.steps,
     }
     return [

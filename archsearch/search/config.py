@@ -63,6 +63,7 @@ class RunConfig(BaseModel):
     table_id: str
     data: str
     data_fingerprint: str
+    tokenizer: str = "bytes"
     recipe: Recipe
     baselines: tuple[str, ...] = ("a f", "m2 f", "m2")
     versions: dict[str, str] = Field(default_factory=dict)

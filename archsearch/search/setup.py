@@ -139,6 +139,7 @@ def prepare(
         table_id=table_id(table),
         data=data.name,
         data_fingerprint=data.fingerprint,
+        tokenizer=request.tokenizer,
         recipe=recipe,
         versions=_versions(),
     )

@@ -132,6 +132,9 @@ def test_commands_repeat_the_run(run: Any) -> None:
     for flag in (
         "--name demo",
         "--trials 10",
+        "--population 6",
+        "--tournament 3",
+        "--tokenizer bytes",
         "--seed 7",
         "--target-latency 1.5",
         "--operators a,m2,d",
