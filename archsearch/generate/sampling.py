@@ -26,9 +26,14 @@ class Sampling:
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """Draw one token per row of logits[B,V]; the most likely one is never cut."""
+    """Draw one token per row of logits[B,V]; the most likely one is never cut.
+
+    Raises ValueError where chance is asked for without a generator.
+    """
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    if generator is None:
+        raise ValueError("sampling needs a generator; only temperature 0 does without")
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k).values[:, -1:]

@@ -14,6 +14,7 @@ from archsearch.latency.cases import ANY_CONTEXT
 from archsearch.latency.cases import EMBEDDING
 from archsearch.latency.cases import Case
 from archsearch.model import HybridLM
+from archsearch.model import build
 from archsearch.space import ArchSpec
 
 
@@ -22,8 +23,7 @@ def make_part(case: Case, device: str) -> tuple[Callable[[], object], nn.Module]
     or prefill without layers and head. Head: alone (in training with the loss)."""
     settings = json.loads(case.config)
     spec = ArchSpec.create(hidden_size=case.hidden_size, layers=(), **settings)
-    model = HybridLM(spec, device=device, dtype=getattr(torch, case.dtype))
-    model.init_weights(seed=0)
+    model = build(spec, device=device, dtype=getattr(torch, case.dtype))
     if case.operator == EMBEDDING:
         return _embedding(model, case), model.embed
     return _head(model, case), model.head

@@ -96,7 +96,9 @@ def make_slots(case: Case, device: str) -> list[Slot]:
     tokens = () if case.phase == "decode" else (case.context,)
     slots = []
     for _ in range(STACK[case.phase]):
-        layer = Layer(operator.build(config), NORM_EPS)
+        with torch.random.fork_rng(devices=[]):
+            # torch's own layers draw weights when they are made, which init_weights replaces
+            layer = Layer(operator.build(config), NORM_EPS)
         layer.init_weights(generator)
         layer.to(device=device, dtype=dtype)
         h = torch.randn(case.batch, *tokens, case.hidden_size, generator=generator)

@@ -54,6 +54,13 @@ def test_same_generator_same_text() -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_chance_needs_a_generator() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="needs a generator"):
+        generate(tiny(), [[1, 2]], 8, sampling=Sampling())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_top_k_and_top_p_cut_the_tail() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(500, -1)
     generator = torch.Generator().manual_seed(0)

@@ -36,12 +36,14 @@ def test_every_operator_and_phase_is_measured_and_predicts(tmp_path: Path) -> No
     spec = SPEC.model_copy(update={"layers": layers})
     cases = latency.cases_for_spec(spec, EVERY_PHASE)
     seen: list[tuple[int, int]] = []
+    before = torch.get_rng_state()
     table = latency.profile(
         cases,
         folder=tmp_path / "mine",
         budget_s=0.0,
         on_progress=lambda done, total, left: seen.append((done, total)),
     )
+    assert torch.equal(torch.get_rng_state(), before), "measuring drew from the global generator"
     assert (table.rows["error"] == "").all(), table.rows["error"].tolist()
     assert len(table.rows) == len(cases)
     assert seen[0] == (0, len(cases))
