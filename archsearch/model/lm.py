@@ -76,10 +76,8 @@ class HybridLM(nn.Module):
     def forward(self, ids: Tensor, *, seq: SequenceInfo | None = None) -> Tensor:
         """fp32 logits[B,T,V] of token ids[B,T]; every packed segment gets the meta tokens.
 
-        Raises ValueError where `seq` continues prompts, which is what `prefill` does.
+        Every row begins at position 0: prompts are continued by `prefill`, not by `seq.starts`.
         """
-        if seq is not None and seq.starts is not None:
-            raise ValueError("rows that start behind others need a decode state: use prefill")
         h = self.embed(ids)
         if seq is None:
             return self.head(self._run(h, None))

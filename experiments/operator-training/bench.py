@@ -47,19 +47,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="per operator")
     settings = parser.parse_args()
-    torch.set_num_threads(settings.threads)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(settings.batch, settings.tokens, settings.width, generator=generator)
     x.requires_grad_()
     attention = training_step(make("attention", settings.width), x)
+
+    def median_us(step: Callable[[], None]) -> float:
+        budget = settings.seconds / 6
+        timed = measure(step, budget_s=budget, warmup=1, min_repeats=3, threads=settings.threads)
+        return timed.p50_us
 
     rows = []
     for name in operators.names():
         step = training_step(make(name, settings.width), x)
         ratios, times = [], []
         for _ in range(3):
-            base = measure(attention, budget_s=settings.seconds / 6).p50_us
-            mine = measure(step, budget_s=settings.seconds / 6).p50_us
+            base, mine = median_us(attention), median_us(step)
             ratios.append(mine / base)
             times.append(mine / 1e3)
         ratio, limit = sorted(ratios)[1], LIMITS.get(name, LIMIT)

@@ -87,13 +87,6 @@ def test_padding_changes_nothing(side: str) -> None:
     assert_close(logits[1, where], model(ids[1:, where])[0])
 
 
-def test_continued_rows_need_a_state() -> None:
-    model = build(spec_of(PATTERNS[0]))
-    seq = SequenceInfo.padded([4, 3], 4, starts=torch.tensor([7, 0]))
-    with pytest.raises(ValueError, match="use prefill"):
-        model(ids_of(2, 4), seq=seq)
-
-
 def test_parameter_count_is_exact() -> None:
     for pattern in PATTERNS:
         for tied in (True, False):
