@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import Literal
@@ -40,7 +41,11 @@ def sentence(error: ValidationError, what: str) -> str:
         return f"{what}: {message}"
     if first["type"] == "missing":
         return f"{what} needs a field {field!r}"
-    return f"{what}: {field} is wrong: {message}; got {first['input']!r}"
+    hint = ""
+    if first["type"] == "literal_error":
+        near = get_close_matches(str(first["input"]), first["ctx"]["expected"].split("'"), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{what}: {field} is wrong: {message}; got {first['input']!r}{hint}"
 
 
 class OperatorConfig(BaseModel):

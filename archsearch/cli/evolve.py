@@ -22,7 +22,7 @@ def evolve(
         ),
     ] = None,
     trials: Annotated[
-        int, typer.Option(help="Candidates to train in all.", rich_help_panel=SEARCH)
+        int, typer.Option(help="Candidates to train in all.", min=1, rich_help_panel=SEARCH)
     ] = 24,
     space: Annotated[
         str,
@@ -113,8 +113,9 @@ def evolve(
 ) -> None:
     """Search for the best architecture within a latency; run it again to go on.
 
-    Measures this machine (once), evolves and trains candidates, times the front on built
-    models, trains baselines of the same latency, and writes a report.
+    Measures this machine (once), evolves and trains candidates, times the
+    front on built models, trains baselines of the same latency, and writes a
+    report.
     """
     from archsearch.cli.live import display
     from archsearch.cli.progress import profiling

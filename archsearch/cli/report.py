@@ -15,12 +15,15 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Write only the page, here, and leave the run alone.")
     ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna storage URL that the run was made with.")
+    ] = None,
 ) -> None:
     """Draw a run: writes front.png and report.html into its folder."""
     from archsearch.report.write import write
     from archsearch.report.write import write_page
     from archsearch.search import load_run
 
-    loaded = load_run(run)
+    loaded = load_run(run, storage=storage)
     for path in write(loaded) if out is None else [write_page(loaded, out)]:
         typer.echo(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from archsearch.space import ArchSpec
@@ -17,11 +18,19 @@ def load_source(text: str) -> ArchSpec:
 
     Raises ValueError for what is none of them and for a run that has no winner yet.
     """
-    if text not in presets.names():
-        for folder in (Path(text), RUNS / text):
-            if folder.is_dir():
-                return _winner(folder)
-    return load(text)
+    if text in presets.names():
+        return load(text)
+    for folder in (Path(text), RUNS / text):
+        if text and folder.is_dir():
+            return _winner(folder)
+    try:
+        return load(text)
+    except ValueError:
+        runs = [config.parent.name for config in RUNS.glob("*/config.toml")]
+        near = get_close_matches(text, runs, n=1)
+        if not near or Path(text).is_file():
+            raise
+        raise ValueError(f"there is no run {text!r}; did you mean {near[0]!r}?") from None
 
 
 def _winner(folder: Path) -> ArchSpec:

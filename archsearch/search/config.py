@@ -58,7 +58,7 @@ class RunConfig(BaseModel):
     batch: int = Field(default=1, ge=1)
     context: int = Field(default=1024, ge=1)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     table: str
     table_id: str
     data: str

@@ -21,6 +21,7 @@ from archsearch.search.observer import Observer
 from archsearch.search.records import recorded_rows
 from archsearch.search.run import CONFIG
 from archsearch.search.run import Run
+from archsearch.search.run import config_to_go_on
 from archsearch.search.run import open_run
 from archsearch.search.screen import Screen
 from archsearch.search.screen import check_limits
@@ -46,6 +47,9 @@ def evolve(
     """
     if trials < 1:
         raise ValueError(f"trials must be at least 1; got {trials}")
+    if (root / config.name).exists():
+        # first: of another run's table nothing can be said about these settings
+        config_to_go_on(root / config.name, config)
     space = config.make_space()
     screen = Screen(config, space, evaluator.costs)
     seeds = encode_seeds(config, space)

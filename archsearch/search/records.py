@@ -118,8 +118,16 @@ def recorded_trials(study: Study) -> list[FrozenTrial]:
 
 
 def recorded_rows(study: Study) -> list[Row]:
-    """Rows of the recorded candidates, from the oldest to the newest."""
-    return [trial.user_attrs[ATTRIBUTE] for trial in recorded_trials(study)]
+    """Rows of the recorded candidates, from the oldest to the newest; raises ValueError where a
+    trial holds none."""
+    trials = recorded_trials(study)
+    for trial in trials:
+        if ATTRIBUTE not in trial.user_attrs:
+            raise ValueError(
+                f"trial {trial.number} of the study {study.study_name!r} is no candidate that"
+                " archsearch recorded"
+            )
+    return [trial.user_attrs[ATTRIBUTE] for trial in trials]
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS) -> pd.DataFrame:

@@ -62,6 +62,8 @@ class Run:
             return table([], FRONT_COLUMNS)
         with told(f"cannot read {self.path / FRONT}"):
             frame = pd.read_parquet(self.path / FRONT)
+        if missing := [name for name in FRONT_COLUMNS if name not in frame]:
+            raise ValueError(f"{self.path / FRONT} is no front: it has no column {missing[0]!r}")
         # arrow's nested arrays back into lists
         curves = [[list(point) for point in curve] for curve in frame["curve"]]
         return frame.assign(curve=pd.Series(curves, index=frame.index, dtype=object))
@@ -102,20 +104,27 @@ def open_run(
     path = root / config.name
     if not path.exists():
         return _create(path, config, storage, attach)
+    saved = config_to_go_on(path, config)
+    check_writable(path)
+    return Run(path, saved, _load_study(path, saved, storage))
+
+
+def config_to_go_on(path: Path, config: RunConfig) -> RunConfig:
+    """The saved config of the run in `path`; raises ValueError where it says another run than
+    `config`."""
     saved = read_config(path)
     if (clause := difference(saved, config)) is not None:
         raise ValueError(
             f"the run {path} cannot go on with another configuration: {clause}; "
             f"give the run another name, or the same settings"
         )
-    check_writable(path)
-    return Run(path, saved, _load_study(path, saved, storage))
+    return saved
 
 
 def load_run(path: str | Path, *, storage: str | None = None) -> Run:
     """Read a run from its folder (or its name below runs/); raises ValueError if it is none."""
     folder = Path(path)
-    if not folder.exists() and (Path("runs") / path / CONFIG).is_file():
+    if not folder.exists() and folder.parent == Path():
         folder = Path("runs") / path
     config = read_config(folder)
     return Run(folder, config, _load_study(folder, config, storage))
@@ -180,7 +189,13 @@ def _load_study(path: Path, config: RunConfig, storage: str | None) -> optuna.St
             )
         except KeyError:
             raise ValueError(f"the storage of {path} has no study {config.name!r}") from None
-        made_with = RunConfig.create(**study.user_attrs[_CONFIG_ATTRIBUTE])
+        kept = study.user_attrs.get(_CONFIG_ATTRIBUTE)
+    try:
+        made_with = RunConfig.create(**(kept or {}))
+    except ValueError as error:
+        raise ValueError(
+            f"the study of {path} was not made by this version of archsearch: {error}"
+        ) from None
     if (clause := difference(made_with, config)) is not None:
         raise ValueError(f"the study of {path} does not belong to its {CONFIG}: {clause}")
     return study
@@ -194,7 +209,8 @@ def _storage(path: Path, url: str | None) -> Iterator[RDBStorage]:
             yield RDBStorage(url or f"sqlite:///{file.resolve()}")
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         # RuntimeError: Optuna's tables are of another version
-        cause = getattr(error.__cause__ or error, "orig", None) or error
+        causes = (getattr(raised, "orig", None) for raised in (error, error.__cause__))
+        cause = next(filter(None, causes), error)
         where = "the storage" if url else str(file)
         raise ValueError(f"cannot open the study in {where}: {cause}") from None
 
@@ -204,9 +220,9 @@ def read_config(path: Path) -> RunConfig:
     file = path / CONFIG
     if not file.is_file():
         raise ValueError(f"there is no run at {path}: it has no {CONFIG}{_runs_beside(path)}")
-    with told(f"cannot read {file}"):
-        text = file.read_text()
     try:
+        with told(f"cannot read {file}"):
+            text = file.read_text(encoding="utf-8")
         return from_toml(text)
     except ValueError as error:
         raise ValueError(f"{file} is broken: {error}") from None

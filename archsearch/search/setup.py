@@ -104,44 +104,51 @@ def prepare(
     A run that exists keeps its table and, unless another is asked for, its target. Raises
     ValueError, OSError or ImportError with one clear sentence.
     """
-    name = request.name or f"{request.space}-{request.sampler}-{request.seed}"
+    name = request.name
+    if name is None:
+        name = f"{request.space}-{request.sampler}-{request.seed}"
     saved = read_config(root / name) if (root / name / CONFIG).exists() else None
     recipe = _recipe(request)
     data = load(request.data, tokenizer=request.tokenizer)
     data.check(recipe.seq_len)
-    space = _space(request, data.vocab_size)
     shape = Shape("decode", request.batch, request.context)
-    table = _table(request, space, shape, root / name, on_profile)
+    space = _space(request, data.vocab_size)
     target = request.target_latency_ms
+    fields: dict[str, Any] = {
+        "name": name,
+        "space": space.name,
+        "space_version": space.version,
+        "widths": space.widths,
+        "codes": space.codes,
+        "width": space.width,
+        "max_layers": space.max_layers,
+        "fields": space.fields,
+        "sampler": request.sampler,
+        "population": request.population,
+        "tournament": request.tournament,
+        "objectives": tuple(request.objectives),
+        "max_parameters": request.max_parameters,
+        "max_state_bytes": request.max_state_bytes,
+        "batch": request.batch,
+        "context": request.context,
+        "seed": request.seed,
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "tokenizer": request.tokenizer,
+        "recipe": recipe,
+        "versions": _versions(),
+    }
+    # a mistake is told before minutes of measuring
+    RunConfig.create(**fields, target_latency_ms=target, table="", table_id="")
+    table = _table(request, space, shape, root / name, on_profile)
     if target is None:
         target = saved.target_latency_ms if saved else default_target(space, shape, table)
     config = RunConfig.create(
-        name=name,
-        space=space.name,
-        space_version=space.version,
-        widths=space.widths,
-        codes=space.codes,
-        width=space.width,
-        max_layers=space.max_layers,
-        fields=space.fields,
-        sampler=request.sampler,
-        population=request.population,
-        tournament=request.tournament,
+        **fields,
         seeds=saved.seeds if saved else known_designs(space, shape, table, target),
-        objectives=tuple(request.objectives),
         target_latency_ms=target,
-        max_parameters=request.max_parameters,
-        max_state_bytes=request.max_state_bytes,
-        batch=request.batch,
-        context=request.context,
-        seed=request.seed,
         table=table.name,
         table_id=table_id(table),
-        data=data.name,
-        data_fingerprint=data.fingerprint,
-        tokenizer=request.tokenizer,
-        recipe=recipe,
-        versions=_versions(),
     )
     evaluator = TableEvaluator(table, data, recipe, shape, device=request.device)
     return Prepared(config, evaluator, table)
@@ -201,9 +208,9 @@ def _space(request: Request, vocab_size: int) -> SearchSpace:
     kind = "gpu" if request.device.startswith("cuda") else "cpu"
     return get_space(
         request.space,
-        widths=tuple(request.widths or WIDTHS[kind]),
-        codes=tuple(request.codes or CODES),
-        max_layers=request.max_layers or MAX_LAYERS[kind],
+        widths=tuple(WIDTHS[kind] if request.widths is None else request.widths),
+        codes=tuple(CODES if request.codes is None else request.codes),
+        max_layers=MAX_LAYERS[kind] if request.max_layers is None else request.max_layers,
         width=request.width,  # type: ignore[arg-type]  # checked there, with a sentence
         fields={"vocab_size": vocab_size, "max_position": request.context},
     )
@@ -219,7 +226,12 @@ def _table(
     """The run's own table, the one asked for, or this machine's, measured where it is short."""
     own = run / TABLE
     if own.exists():
-        table = load_table(own)
+        table = load_table(own, allow_stale=True)
+        if table.stale:
+            raise ValueError(
+                f"the run {run} was made with other sources of {', '.join(sorted(table.stale))}:"
+                " give the run another name"
+            )
         name = table.meta.get("name", table.name)
         if request.table is not None and Path(request.table).name != name:
             raise ValueError(

@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from archsearch.train import hub
+
 # fmt: off
 TEXT_SUFFIXES = frozenset((
     ".txt", ".text", ".md", ".rst", ".tex", ".org", ".adoc", ".html", ".xml", ".csv", ".tsv",
@@ -54,7 +56,8 @@ def documents(
     if name.startswith("hf:"):
         return _hub(name, column)
     path = Path(source)
-    if path.is_dir():
+    # an empty name would be the current folder
+    if name and path.is_dir():
         return _folder(path, column, max_bytes)
     if path.is_file():
         return _file(path, path.name, column, max_bytes)
@@ -164,9 +167,10 @@ def _hub(name: str, column: str | None) -> Iterator[Document]:
             f"corpus {name!r} needs the datasets package: pip install 'archsearch[data]'"
         ) from None
     try:
-        rows = datasets.load_dataset(
-            dataset, config or None, split=split or "train", streaming=True
-        )
+        with hub.quiet():
+            rows = datasets.load_dataset(
+                dataset, config or None, split=split or "train", streaming=True
+            )
     except Exception as error:  # network, unknown name, config or split: many kinds
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"cannot load corpus {name!r}: {first}") from None

@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from archsearch.train import hub
+
 Ids = NDArray[np.generic]
 
 # what the usual tokenizers call the end of a document, for files that do not say it
@@ -86,7 +88,8 @@ class TransformersTokenizer:
         import transformers
 
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
+            with hub.quiet():
+                self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(name)
         except Exception as error:  # many kinds: network, missing files, unknown classes
             raise ValueError(
                 f"cannot load tokenizer {name!r}: it must be 'bytes', a tokenizer.json, a folder"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +126,16 @@ def test_a_closed_pipe_is_no_error() -> None:
         "run(['presets', '--json'])"
     )
     assert "Traceback" not in process(code).stderr
+
+
+def test_a_misspelt_run_is_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "config.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert call(["export", "frist"]) == 2
+    assert "did you mean 'first'" in capsys.readouterr().err
+    (tmp_path / "frist").write_text("{")
+    assert call(["export", "frist"]) == 2
+    assert "frist: the architecture is not JSON" in capsys.readouterr().err

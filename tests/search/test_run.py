@@ -40,6 +40,8 @@ def test_config_survives_toml(config) -> None:
         ({"colour": 1}, "no field 'colour'"),
         ({"name": "a/b"}, "name"),
         ({"sampler": "cmaes"}, "sampler"),
+        ({"sampler": "evolutoin"}, "did you mean 'evolution'"),
+        ({"seed": 2**63}, "seed"),
     ],
 )
 def test_bad_configs_are_one_sentence(fields, message, config) -> None:

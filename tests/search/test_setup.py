@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def make(measured: list[int] | None = None, **fields) -> Prepared:
         settings = {"data": str(corpus), "context": 16, "widths": (64, 128), "codes": ("a", "d")}
-        request = Request(name="small", max_layers=8, **(settings | fields))
+        settings |= {"name": "small", "max_layers": 8}
+        request = Request(**(settings | fields))
         calls = [] if measured is None else measured
         return prepare(
             request,
@@ -33,6 +35,24 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         )
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_layers": 0}, "max_layers .* got 0"),
+        ({"codes": ()}, "at least one token mixer"),
+        ({"context": 0}, "context must be positive"),
+        ({"name": ""}, "name"),
+        ({"sampler": "tpee"}, "did you mean 'tpe'"),
+        ({"target_latency_ms": -1.0}, "target_latency_ms"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_measured(fields, message, ask) -> None:
+    measured: list[int] = []
+    with pytest.raises(ValueError, match=message):
+        ask(measured, **fields)
+    assert not measured
 
 
 @pytest.mark.slow
@@ -69,3 +89,9 @@ def test_a_request_becomes_a_run_that_goes_on_with_its_own_table(ask, tmp_path) 
     assert not again, "the run's own table was measured again"
     with pytest.raises(ValueError, match=r"was made with the table .*; got 'elsewhere'"):
         ask(table="elsewhere")
+
+    meta = tmp_path / "runs" / "small" / "profile" / "meta.json"
+    old = json.loads(meta.read_text())
+    meta.write_text(json.dumps(old | {"sources": old["sources"] | {"deltanet": "0"}}))
+    with pytest.raises(ValueError, match="other sources of deltanet: give the run another name"):
+        ask()

@@ -95,6 +95,8 @@ def test_bad_sources_are_one_sentence(tmp_path: Path) -> None:
         documents("stdlb")
     with pytest.raises(ValueError, match=r"existing file or folder$"):
         documents(tmp_path / "missing.txt")
+    with pytest.raises(ValueError, match="corpus '' must be"):
+        documents("")
     with pytest.raises(ValueError, match="has no text"):
         read(tmp_path)
     unknown = tmp_path / "model.bin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,16 @@ def test_bad_tokenizers_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"it must be 'bytes', a tokenizer.json") as caught:
         load_tokenizer(empty)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_cannot_be_loaded_is_one_sentence_without_a_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def offline(name: str) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("retrying %s", name)
+        raise OSError("cannot connect\nsecond line")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
+    with pytest.raises(ValueError, match=r"cannot load tokenizer 'nope': .* cannot connect$"):
+        load_tokenizer("nope")
+    assert not caplog.records
