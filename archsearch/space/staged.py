@@ -50,8 +50,8 @@ class StagedSpace(SearchSpace):
 
     @property
     def max_repeats(self) -> int:
-        """Most repeats in one stage; a longer run of a block goes on in the next stage."""
-        return max(1, self.max_layers // len(STAGES))
+        """Most repeats in one stage, where each of the others has one operator."""
+        return self.max_layers - len(STAGES) + 1
 
     @abstractmethod
     def _block_distributions(self) -> dict[str, Distribution]:
