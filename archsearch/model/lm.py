@@ -76,11 +76,13 @@ class HybridLM(nn.Module):
     def forward(self, ids: Tensor, *, seq: SequenceInfo | None = None) -> Tensor:
         """fp32 logits[B,T,V] of token ids[B,T]; every packed segment gets the meta tokens.
 
-        Every row begins at position 0: prompts are continued by `prefill`, not by `seq.starts`.
+        Raises ValueError for rows that begin elsewhere than at 0: `prefill` continues prompts.
         """
         h = self.embed(ids)
         if seq is None:
             return self.head(self._run(h, None))
+        if seq.starts is not None:
+            raise ValueError("a forward pass begins at position 0; continue prompts by prefill")
         return self.head(seq.from_rows(self._run(seq.to_rows(h), seq.rows.lengths)))
 
     def loss(self, ids: Tensor) -> Tensor:

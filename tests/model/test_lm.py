@@ -148,6 +148,13 @@ def test_same_seed_same_weights() -> None:
     assert not torch.equal(first.embed.weight, other.embed.weight)
 
 
+def test_forward_refuses_to_continue_a_prompt() -> None:
+    model = build(spec_of(PATTERNS[0]))
+    seq = SequenceInfo.padded([4, 4], 4, starts=torch.tensor([3, 0]))
+    with pytest.raises(ValueError, match="continue prompts by prefill"):
+        model(ids_of(2, 4), seq=seq)
+
+
 def test_bad_requests_leave_the_state_usable() -> None:
     model = build(spec_of(PATTERNS[1]))
     ids = ids_of(2, 12)
