@@ -2,7 +2,7 @@
 
 Question: does any operator make short training on a CPU impractical? Default shape: batch 8,
 512 tokens, width 256, fp32, two threads. Every operator is timed in turn with attention, so
-that a drifting machine moves both; the last line of the output is JSON.
+that a drifting machine moves both; the last line of the output is JSON, and --out keeps it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from archsearch import operators
+from archsearch.latency.provenance import provenance
 from archsearch.operators.layer import Mixer
 from archsearch.timing import measure
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3.0, help="per operator")
+    parser.add_argument("--out", type=Path, help="keep the result with its provenance here")
     settings = parser.parse_args()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(settings.batch, settings.tokens, settings.width, generator=generator)
@@ -85,7 +88,11 @@ def main() -> None:
             style=style,
         )
     Console().print(table)
-    print(json.dumps({"shape": vars(settings), "rows": rows}))
+    result = {"shape": shape, "threads": settings.threads, "rows": rows}
+    result["provenance"] = provenance("cpu")
+    print(json.dumps(result))
+    if settings.out is not None:
+        settings.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
