@@ -8,8 +8,8 @@ from __future__ import annotations
 if __name__ != "archsearch.operators":
     raise ImportError("import archsearch.operators, not operators: the folder is linked there")
 
-from difflib import get_close_matches
 
+from archsearch.names import suggestion
 from archsearch.operators.attention import ATTENTION
 from archsearch.operators.base import PHASES
 from archsearch.operators.base import Cost
@@ -50,9 +50,8 @@ def get(name: str) -> Operator:
     except KeyError:
         pass
     known = ", ".join(f"{operator.code} ({operator.name})" for operator in OPERATORS)
-    near = get_close_matches(name, _BY_NAME, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown operator {name!r};{hint} the zoo has {known}")
+    hint = suggestion(name, _BY_NAME)
+    raise ValueError(f"unknown operator {name!r}; {hint}the zoo has {known}")
 
 
 def names() -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from archsearch.names import suggestion
 from archsearch.profiles.schema import KEY
 from archsearch.profiles.schema import checked
 from archsearch.profiles.schema import to_arrow
@@ -112,11 +112,10 @@ def find(name_or_path: str | Path) -> Path:
         if info.name == text:
             return info.path
     known = sorted({info.name for info in tables})
-    near = get_close_matches(text, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = suggestion(text, known)
     listed = f"there are {', '.join(known)}" if known else "there is none yet"
     raise ValueError(
-        f"no latency table {text!r}{hint} ({listed}; 'archsearch profile' measures one)"
+        f"no latency table {text!r}; {hint}{listed}; 'archsearch profile' measures one"
     )
 
 

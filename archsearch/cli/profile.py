@@ -47,11 +47,10 @@ def profile(
 
     Rows that the table has are kept: interrupt it as you like and call it again.
     """
-    from archsearch import hardware
     from archsearch.cli.progress import profiling
+    from archsearch.latency import default_folder
     from archsearch.latency import profile as sweep
     from archsearch.operators import Shape
-    from archsearch.profiles.store import cache_root
 
     shapes = [
         Shape(one_phase, rows, length, dtype)  # type: ignore[arg-type]  # checked there
@@ -60,7 +59,7 @@ def profile(
         for length in values.integers(context, "--context")
     ]
     cases = _cases(specs, operators, values.integers(widths, "--widths"), shapes, vocab_size)
-    folder = out or cache_root() / hardware.describe(device).slug
+    folder = out or default_folder(device)
     console = terminal.console()
     with profiling(console) as on_progress:
         table = sweep(cases, folder=folder, device=device, on_progress=on_progress)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from types import MappingProxyType
 
 from archsearch.export.json import to_json
+from archsearch.names import suggestion
 from archsearch.space import ArchSpec
 
 # format -> text of the exported file
@@ -16,8 +16,7 @@ EXPORTERS: MappingProxyType[str, Callable[[ArchSpec], str]] = MappingProxyType({
 def export(spec: ArchSpec, to: str) -> str:
     """The architecture in the format `to`; raises ValueError that names the formats."""
     if to not in EXPORTERS:
-        near = get_close_matches(to, EXPORTERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = suggestion(to, EXPORTERS)
         raise ValueError(f"unknown format {to!r}; {hint}there are {', '.join(EXPORTERS)}")
     return EXPORTERS[to](spec)
 

@@ -21,7 +21,7 @@ METHOD_TEXT = (
     "Every row is the time of one layer, pre-norm and residual included. On a CPU (one thread)"
     " a sample is one of several distinct layers (column stack) that take turns, behind layers"
     " of other operators that run untimed, as in a hybrid; samples that lost the core count"
-    " not, and of two measurements some seconds apart the quieter is kept. On a GPU"
+    " not, and of three measurements some seconds apart the quietest is kept. On a GPU"
     " a sample is a CUDA-graph replay of all of them, divided by their number."
     " Decode times the layer step at that context, prefill the forward pass that fills a"
     " state, train forward and backward."

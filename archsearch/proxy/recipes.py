@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
+from archsearch.names import suggestion
 from archsearch.train.recipe import Recipe
 
 RECIPES: dict[str, Recipe] = {
@@ -18,6 +17,5 @@ def get(name: str) -> Recipe:
     """Look a recipe up; raises ValueError that names what exists."""
     if name in RECIPES:
         return RECIPES[name]
-    near = get_close_matches(name, RECIPES, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown recipe {name!r};{hint} there is {', '.join(RECIPES)}")
+    hint = suggestion(name, RECIPES)
+    raise ValueError(f"unknown recipe {name!r}; {hint}there is {', '.join(RECIPES)}")

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from archsearch.names import suggestion
 from archsearch.search.config import RunConfig
 from archsearch.search.config import difference
 from archsearch.search.config import from_toml
@@ -232,8 +232,7 @@ def _runs_beside(path: Path) -> str:
     runs = sorted(file.parent.name for file in path.parent.glob(f"*/{CONFIG}"))
     if not runs:
         return ""
-    near = get_close_matches(path.name, runs, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = suggestion(path.name, runs)
     return f"; {hint}runs there: {', '.join(runs[:10])}"
 
 

@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 
 import archsearch
-from archsearch import hardware
 from archsearch.latency import cases_for_space
+from archsearch.latency import default_folder
 from archsearch.latency import predict
 from archsearch.latency import profile
 from archsearch.latency.sweep import OnProgress
@@ -25,7 +25,6 @@ from archsearch.operators import Shape
 from archsearch.profiles import Table
 from archsearch.profiles import load_table
 from archsearch.profiles import save_table
-from archsearch.profiles.store import cache_root
 from archsearch.proxy import recipes
 from archsearch.search.config import RunConfig
 from archsearch.search.evaluate import TableEvaluator
@@ -248,7 +247,7 @@ def _table(
     if request.table is not None:
         table = load_table(request.table)
     else:
-        folder = cache_root() / hardware.describe(request.device).slug
+        folder = default_folder(request.device)
         table = profile(cases, folder=folder, device=request.device, on_progress=on_profile)
     keys = ["operator", "config", "hidden_size", "phase", "batch", "dtype"]
     wanted = {tuple(getattr(case, key) for key in keys) for case in cases}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any
 
+from archsearch.names import suggestion
 from archsearch.space.free import FreeSpace
 from archsearch.space.nemotron_flash import NemotronFlashSpace
 from archsearch.space.nemotron_flash import NemotronFlashWideSpace
@@ -32,8 +32,7 @@ def get_space(
     """Make a search space; raises ValueError for an unknown name (it names what exists) and
     for widths, codes or fields that do not fit together."""
     if name not in _BY_NAME:
-        near = get_close_matches(name, _BY_NAME, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = suggestion(name, _BY_NAME)
         raise ValueError(f"unknown space {name!r}; {hint}there are {', '.join(_BY_NAME)}")
     return _BY_NAME[name](
         widths=widths, codes=codes, max_layers=max_layers, width=width, fields=fields

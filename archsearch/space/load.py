@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from archsearch import operators
+from archsearch.names import suggestion
 from archsearch.space import presets
 from archsearch.space.notation import read_pattern
 from archsearch.space.spec import ArchSpec
@@ -40,8 +40,7 @@ def load(text: str) -> ArchSpec:
     codes = {key for op in operators.OPERATORS for key in (op.name, op.code)}
     if any(sign in text for sign in " \t\n()@") or text in codes:
         return parse(text)
-    near = get_close_matches(text, presets.names(), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = suggestion(text, presets.names())
     raise ValueError(
         f"{text!r} is no architecture; {hint}give a preset ({', '.join(presets.names())}), "
         "a pattern such as '(a f)x4 @256', or the path of a JSON file"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from typing import NoReturn
 
 from archsearch import operators
+from archsearch.names import suggestion
 
 MAX_LAYERS = 512
 _TOKEN = re.compile(r"\s*(?:(?P<width>@\s*\d+)|(?P<sign>[()@])|(?P<word>\w+)|(?P<other>\S))")
@@ -140,8 +140,7 @@ class _Parser:
         tokens = []
         if code:
             if code not in self.codes:
-                near = get_close_matches(code, sorted(self.codes), n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = suggestion(code, sorted(self.codes), cutoff=0.5)
                 unknown = _Token("code", code, position)
                 self.fail(unknown, f"unknown operator {code!r}; {hint}expected {self.known()}")
             tokens.append(_Token("code", code, position))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
+from archsearch.names import suggestion
 from archsearch.operators.common.rope import RopeConfig
 from archsearch.space.notation import read_pattern
 from archsearch.space.spec import ArchSpec
@@ -40,8 +40,7 @@ def describe(name: str) -> Preset:
     """The preset called `name`; raises ValueError that names what exists."""
     if name in _BY_NAME:
         return _BY_NAME[name]
-    near = get_close_matches(name, _BY_NAME, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = suggestion(name, _BY_NAME)
     raise ValueError(f"unknown preset {name!r}; {hint}there are {', '.join(_BY_NAME)}")
 
 
