@@ -89,6 +89,15 @@ def divide_heads(hidden_size: int, head_dim: int) -> int:
     return hidden_size // head_dim
 
 
+def fill_heads(values: dict[str, Any]) -> int:
+    """Fill in the head width, and as many heads as fill the hidden size; returns the width."""
+    hidden = values["hidden_size"]
+    head_dim: int = values.setdefault("head_dim", default_head_dim(hidden))
+    if "num_heads" not in values:
+        values["num_heads"] = divide_heads(hidden, head_dim)
+    return head_dim
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The work that a cost or a latency is asked for.

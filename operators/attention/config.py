@@ -8,9 +8,8 @@ from pydantic import Field
 from pydantic import model_validator
 
 from archsearch.operators.base import OperatorConfig
-from archsearch.operators.base import default_head_dim
 from archsearch.operators.base import derived
-from archsearch.operators.base import divide_heads
+from archsearch.operators.base import fill_heads
 from archsearch.operators.common.rope import RopeConfig
 
 
@@ -30,10 +29,7 @@ class AttentionConfig(OperatorConfig):
     @classmethod
     def fill(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Derive head width, heads and key/value heads from the width."""
-        hidden = values["hidden_size"]
-        head_dim = values.setdefault("head_dim", default_head_dim(hidden))
-        if "num_heads" not in values:
-            values["num_heads"] = divide_heads(hidden, head_dim)
+        fill_heads(values)
         values.setdefault("num_kv_heads", default_kv_heads(values["num_heads"]))
         return values
 

@@ -8,9 +8,8 @@ from pydantic import Field
 
 from archsearch.operators.base import OperatorConfig
 from archsearch.operators.base import StateDtype
-from archsearch.operators.base import default_head_dim
 from archsearch.operators.base import derived
-from archsearch.operators.base import divide_heads
+from archsearch.operators.base import fill_heads
 
 
 class GLAConfig(OperatorConfig):
@@ -28,9 +27,6 @@ class GLAConfig(OperatorConfig):
     @classmethod
     def fill(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Derive head widths and heads from the width."""
-        hidden = values["hidden_size"]
-        head_dim = values.setdefault("head_dim", default_head_dim(hidden))
-        if "num_heads" not in values:
-            values["num_heads"] = divide_heads(hidden, head_dim)
+        head_dim = fill_heads(values)
         values.setdefault("k_head_dim", max(1, head_dim // 2))
         return values
