@@ -62,8 +62,3 @@ class Recipe(BaseModel):
     def id(self) -> str:
         """12 hex digits that change with any field."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens predicted during training."""
-        return self.steps * self.batch_size * self.seq_len
