@@ -8,7 +8,7 @@ from archsearch.train.recipe import Recipe
 RECIPES: dict[str, Recipe] = {
     # seconds for 0.5M-3M parameters on two cores; many small steps beat few large ones
     "cpu": Recipe(
-        steps=100, batch_size=4, seq_len=128, lr=3e-3, warmup_steps=10, eval_tokens=16384
+        steps=90, batch_size=4, seq_len=128, lr=3e-3, warmup_steps=10, eval_tokens=12288
     ),
 }
 
