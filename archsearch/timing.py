@@ -16,6 +16,9 @@ MAX_REPEATS = 100_000
 # latency on a CPU means one thread: a decode step of a small model gains little from a second
 # one, and waits milliseconds for it whenever anything else runs on the machine
 CPU_THREADS = 1
+# other work on a CPU only ever adds time, for a second at a time: what is measured there is
+# measured so often, and the quietest measurement is kept
+CPU_PASSES = 3
 # a sample counts if the operating system left the core to it for this share of its time
 CLEAN_SHARE = 0.95
 # how many budgets may be spent on waiting for such samples

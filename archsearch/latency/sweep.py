@@ -28,15 +28,14 @@ from archsearch.profiles import merge
 from archsearch.profiles import save_table
 from archsearch.profiles import source_hashes
 from archsearch.profiles.store import META_FILE
+from archsearch.timing import CPU_PASSES
 
 # done, total, remaining seconds
 OnProgress = Callable[[int, int, float], None]
 
 SAVE_EVERY_S = 3.0
 BUDGET_S = 0.24
-# other work on a CPU only ever adds time, for a second at a time: cases are measured again some
-# seconds later, and the quietest measurement is kept
-CPU_PASSES = 3
+# cases of a group are measured in turn, so that the passes over one lie seconds apart
 GROUP = 64
 MIN_REPEATS = {"decode": 30, "prefill": 7, "train": 5}
 
