@@ -47,7 +47,7 @@ MAX_LAYERS = {"cpu": 16, "gpu": 30}
 # without a target, candidates may be as slow as a transformer of this many blocks
 TARGET_BLOCKS = 5
 # known designs that a search begins with, as the published one does: Nemotron-Flash's block,
-# Samba's, Gated DeltaNet's hybrid, Mamba-2 with FFNs; each is repeated as often as the target allows
+# Samba's, Gated DeltaNet's hybrid, Mamba-2 with FFNs; as deep as the target allows
 SEED_BLOCKS = ("d f m2 f", "m2 f a f", "gd f a f", "m2 f")
 # what the baselines are made of
 BASELINE_CODES = ("a", "m2")

@@ -74,7 +74,7 @@ def test_a_request_becomes_a_run_that_goes_on_with_its_own_table(ask, tmp_path) 
     assert not config.seeds, "no known design is made of attention and DeltaNet alone"
     with_mamba = ask(codes=("a", "d", "m2"))
     seeds = with_mamba.config.seeds
-    assert [text.split(")x")[0] for text in seeds] == ["(d f m2 f", "(m2 f a f"]
+    assert [text.split(")x")[0] for text in seeds] == ["(d f m2 f", "(m2 f a f", "(m2 f"]
     for text in seeds:
         spec = parse(text, **config.fields)
         with_mamba.config.make_space().encode(spec)
