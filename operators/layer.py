@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch import nn
 
+from archsearch import operators
+from archsearch.operators.backends import Request
 from archsearch.operators.backends import choose
 from archsearch.operators.base import OperatorConfig
+from archsearch.operators.base import Phase
 from archsearch.operators.base import StateDtype
 from archsearch.operators.sequence import Rows
 from archsearch.operators.sequence import SequenceInfo
@@ -68,12 +71,12 @@ class Mixer(nn.Module):
     """Base of every operator's module.
 
     A subclass writes `mix` (rows of tokens), `mix_step` (one token per row), `init_state`,
-    and names in `READS` the matrices applied to hidden features and in `WRITES` those whose
-    output is added to the residual stream (weight normalisation treats them differently).
+    `refuses` where a backend cannot serve every request, and names in `READS` the matrices
+    applied to hidden features and in `WRITES` those whose output is added to the residual
+    stream (weight normalisation treats them differently).
     """
 
     operator: ClassVar[str]
-    backends: ClassVar[tuple[str, ...]] = ("torch",)
     READS: ClassVar[tuple[str, ...]] = ()
     WRITES: ClassVar[tuple[str, ...]] = ()
 
@@ -133,9 +136,22 @@ class Mixer(nn.Module):
         y = self.mix_step(norm(h), state, position, active)
         return torch.where(active[:, None], h + y, h)
 
-    def backend(self, x: Tensor, phase: str = "prefill") -> str:
-        """The implementation that serves this input."""
-        return choose(self.operator, self.backends, phase, x.device.type, x.dtype)
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Its implementations, in order of preference, as the operator table lists them."""
+        return operators.get(self.operator).backends
+
+    def backend(self, x: Tensor, phase: Phase | None = None) -> str:
+        """The implementation that serves this input; without a `phase`, "train" where
+        gradients are recorded and "prefill" elsewhere."""
+        if phase is None:
+            phase = "train" if torch.is_grad_enabled() else "prefill"
+        request = Request(self.operator, phase, x.device.type, x.dtype)
+        return choose(self.backends, request, self.refuses)
+
+    def refuses(self, backend: str, request: Request) -> str:
+        """Why `backend`, though installed, cannot serve the request; "" if it can."""
+        return ""
 
 
 def state_dtype(choice: StateDtype, dtype: torch.dtype) -> torch.dtype:

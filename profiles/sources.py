@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-# what a config or a cost says does not change how fast the module runs
-IRRELEVANT = ("base", "config", "cost")
+# what a config or a cost says does not change how fast the module runs, and which backend ran
+# is a column of its own
+IRRELEVANT = ("base", "backends", "config", "cost")
 # the parts of a model that are no operators
 PARTS = {"embedding": "model.lm", "head": "model.head"}
 

@@ -25,7 +25,6 @@ class Attention(Mixer):
     """Causal softmax attention over everything before."""
 
     operator = "attention"
-    backends = ("sdpa", "reference")
     READS = ("q_proj", "k_proj", "v_proj")
     WRITES = ("o_proj",)
 

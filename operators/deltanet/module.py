@@ -30,7 +30,6 @@ class DeltaNet(Mixer):
     """Linear attention that writes what its state does not predict yet."""
 
     operator = "deltanet"
-    backends = ("torch", "reference")
     recurrence: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(delta_rule)
     READS: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "b_proj")
     WRITES = ("o_proj",)

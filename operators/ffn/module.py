@@ -17,7 +17,6 @@ class FFN(Mixer):
     """down(silu(gate x) * up x), or down(relu(up x)^2)."""
 
     operator = "ffn"
-    backends = ("torch", "reference")
     READS = ("gate_proj", "up_proj")
     WRITES = ("down_proj",)
 

@@ -25,7 +25,6 @@ class GLA(Mixer):
     """Linear attention whose state decays by a data-dependent gate per key channel."""
 
     operator = "gla"
-    backends = ("torch", "reference")
     READS = ("q_proj", "k_proj", "v_proj", "g_proj", "decay_down", "decay_up")
     WRITES = ("o_proj",)
 

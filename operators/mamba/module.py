@@ -26,7 +26,6 @@ class Mamba(Mixer):
     """The official layer: in_proj makes x and the gate z; x_proj makes dt, B and C from x."""
 
     operator = "mamba"
-    backends = ("torch", "reference")
     READS = ("in_proj", "x_proj", "dt_proj")
     WRITES = ("out_proj",)
 

@@ -44,7 +44,6 @@ class Mamba2(Mixer):
     """The official layer: in_proj makes z, x, B, C and dt, in this order."""
 
     operator = "mamba2"
-    backends = ("torch", "reference")
     READS = ("in_proj",)
     WRITES = ("out_proj",)
 

@@ -29,7 +29,6 @@ class Retention(Mixer):
     """Linear attention whose state decays at a fixed rate per head."""
 
     operator = "retention"
-    backends = ("torch", "reference")
     READS = ("q_proj", "k_proj", "v_proj", "g_proj")
     WRITES = ("o_proj",)
 

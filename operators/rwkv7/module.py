@@ -42,7 +42,6 @@ class RWKV7(Mixer):
     """Time mixing of an RWKV-7 layer without the cross-layer value residual."""
 
     operator = "rwkv7"
-    backends = ("torch", "reference")
     READS = (
         "r_proj",
         "k_proj",
