@@ -41,9 +41,14 @@ class HybridLM(nn.Module):
         self.head = LMHead(
             hidden, spec.vocab_size, norm_eps=spec.norm_eps, head_norm=spec.head_norm
         )
-        if spec.tie_embeddings:
-            self.head.proj.weight = self.embed.weight
         self.to(device=device, dtype=dtype)
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head read the embedding, where the spec says so; again after `to_empty`,
+        which gives every module its own memory."""
+        if self.spec.tie_embeddings:
+            self.head.proj.weight = self.embed.weight
 
     def init_weights(self, seed: int) -> None:
         """Draw all weights from `seed`: matrices as the operators say, embeddings N(0, 0.02),
@@ -177,8 +182,11 @@ def build(
     dtype: torch.dtype = torch.float32,
 ) -> HybridLM:
     """Make a model with weights drawn from `seed`; torch's global generator stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        # torch's own layers draw weights when they are made, which init_weights replaces
-        model = HybridLM(spec, device=device, dtype=dtype)
+    # torch's own layers draw weights when they are made, which init_weights replaces: made
+    # without memory, they cost nothing, and a large model comes to life on its device alone
+    with torch.device("meta"):
+        model = HybridLM(spec, dtype=dtype)
+    model.to_empty(device=device)
+    model.tie()
     model.init_weights(seed)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from archsearch import operators
 from archsearch.model import build
 from archsearch.model import normalize_weights_
 from archsearch.operators.sequence import SequenceInfo
@@ -146,6 +147,14 @@ def test_same_seed_same_weights() -> None:
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(first.embed.weight, other.embed.weight)
+
+
+@pytest.mark.parametrize("operator", operators.names())
+def test_every_weight_is_drawn(operator: str) -> None:
+    """A model is made without memory first: what nobody draws would stay NaN."""
+    model = build(spec_of(operators.get(operator).code + " @128"))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert not list(model.buffers()), "a buffer would have to be filled as well"
 
 
 def test_forward_refuses_to_continue_a_prompt() -> None:
