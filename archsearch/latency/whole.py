@@ -1,8 +1,13 @@
-"""Time a whole model: what a prediction is held against. Legend: B rows, T tokens."""
+"""Measure a whole model: what a prediction is held against. Legend: B rows, T tokens."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,25 +16,124 @@ from archsearch import timing
 from archsearch.latency.stack import fill
 from archsearch.model import HybridLM
 from archsearch.model import build
+from archsearch.operators import Phase
 from archsearch.operators import Shape
+from archsearch.operators.backends import recorded
+from archsearch.operators.base import DTYPE_BYTES
 from archsearch.space import ArchSpec
+from archsearch.space import count
+
+BUDGET_S = 1.5
+MIN_REPEATS = 10
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One call of a whole model (a decode step, a prefill, forward and backward) at a shape.
+
+    `backends` names what ran for each operator; `peak_bytes` is all that the GPU's allocator
+    held at once, weights included (None on a CPU).
+    """
+
+    shape: Shape
+    timing: timing.Timing
+    backends: Mapping[str, str]
+    weight_bytes: int
+    state_bytes: int
+    peak_bytes: int | None
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all rows that are computed in a second."""
+        return self.shape.tokens / self.timing.p50_us * 1e6
+
+    @property
+    def memory_bytes(self) -> int:
+        """The measured peak, or where none is known weights and state."""
+        return self.peak_bytes or self.weight_bytes + self.state_bytes
+
+
+class WholeModel:
+    """A freshly drawn model of `spec` on `device`, to be measured at one shape after another.
+
+    Raises ValueError where the weights do not fit into a GPU's memory.
+    """
+
+    def __init__(self, spec: ArchSpec, *, device: str = "cpu", dtype: str = "float32") -> None:
+        self.spec, self.device, self.dtype = spec, device, dtype
+        weights = count.parameters(spec) * DTYPE_BYTES[dtype]
+        with self._room(f"its weights in {dtype}", weights):
+            self.model: HybridLM = build(spec, device=device, dtype=getattr(torch, dtype))
+
+    def measure(self, shape: Shape, *, budget_s: float = BUDGET_S) -> Measurement:
+        """Time one decode step behind `context` real tokens, one prefill of `context` tokens,
+        or forward and backward over them; on a CPU the quietest of several measurements.
+
+        Raises ValueError where the shape does not fit into a GPU's memory.
+        """
+        if shape.dtype != self.dtype:
+            raise ValueError(f"the model is in {self.dtype}; got a shape in {shape.dtype}")
+        what = f"{shape.phase} of batch {shape.batch} at context {shape.context}"
+        with self._room(what, self._state_bytes(shape)):
+            return self._measure(shape, budget_s)
+
+    def _measure(self, shape: Shape, budget_s: float) -> Measurement:
+        on_gpu = self.device.startswith("cuda")
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        call = CALLS[shape.phase](self.model, shape)
+        passes = 1 if on_gpu else timing.CPU_PASSES
+        with recorded() as backends:
+            timings = [
+                timing.measure(
+                    call, device=self.device, budget_s=budget_s / passes, min_repeats=MIN_REPEATS
+                )
+                for _ in range(passes)
+            ]
+        return Measurement(
+            shape=shape,
+            timing=min(timings, key=lambda measured: measured.p50_us),
+            backends=dict(backends),
+            weight_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
+            state_bytes=self._state_bytes(shape),
+            peak_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
+        )
+
+    def _state_bytes(self, shape: Shape) -> int:
+        if shape.phase == "train":
+            return 0
+        return count.state_bytes(self.spec, shape.context, shape.batch, shape.dtype)
+
+    @contextmanager
+    def _room(self, what: str, need: int) -> Iterator[None]:
+        """Turn too little memory on a GPU, foreseen or met, into one sentence."""
+        if not self.device.startswith("cuda"):
+            yield
+            return
+        # memory of dead models and graphs
+        gc.collect()
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        full = ValueError(
+            f"{self.spec.name or self.spec.notation} does not fit the"
+            f" {torch.cuda.get_device_name(self.device)}: {what} need more than"
+            f" {need / GIB:.1f} GiB, and {free / GIB:.1f} of its {total / GIB:.1f} GiB are free"
+        )
+        if need >= free:
+            raise full
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise full from None
 
 
 def measure_model(
-    spec: ArchSpec, shape: Shape, *, device: str = "cpu", budget_s: float = 1.5
+    spec: ArchSpec, shape: Shape, *, device: str = "cpu", budget_s: float = BUDGET_S
 ) -> timing.Timing:
-    """Time one decode step behind `context` real tokens, one prefill of `context` tokens, or
-    forward and backward over them, of a freshly drawn model of `spec`; on a CPU the quietest
-    of several measurements."""
-    model = build(spec, device=device, dtype=getattr(torch, shape.dtype))
-    make = {"decode": decode_call, "prefill": prefill_call, "train": train_call}[shape.phase]
-    call = make(model, shape)
-    passes = 1 if device.startswith("cuda") else timing.CPU_PASSES
-    timings = [
-        timing.measure(call, device=device, budget_s=budget_s / passes, min_repeats=10)
-        for _ in range(passes)
-    ]
-    return min(timings, key=lambda measured: measured.p50_us)
+    """Time a freshly drawn model of `spec` at one shape; see `WholeModel`."""
+    model = WholeModel(spec, device=device, dtype=shape.dtype)
+    return model.measure(shape, budget_s=budget_s).timing
 
 
 def decode_call(model: HybridLM, shape: Shape) -> Callable[[], Tensor]:
@@ -67,6 +171,13 @@ def train_call(model: HybridLM, shape: Shape) -> Callable[[], object]:
     ids = _ids(model, shape.batch, shape.context + 1)
     parameters = list(model.parameters())
     return lambda: torch.autograd.grad(model.loss(ids), parameters, allow_unused=True)
+
+
+CALLS: dict[Phase, Callable[[HybridLM, Shape], Callable[[], object]]] = {
+    "decode": decode_call,
+    "prefill": prefill_call,
+    "train": train_call,
+}
 
 
 def _ids(model: HybridLM, *size: int) -> Tensor:

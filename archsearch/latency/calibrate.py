@@ -1,0 +1,289 @@
+"""Hold a table against whole models that it was not made from: measure, compare, keep.
+
+Predictions are made anew whenever they are compared, so that a better table needs no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import tomllib
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
+from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from archsearch.latency.agreement import Comparison
+from archsearch.latency.agreement import RankOrder
+from archsearch.latency.agreement import group_errors
+from archsearch.latency.agreement import rank_orders
+from archsearch.latency.calibration import Group
+from archsearch.latency.calibration import write_calibration
+from archsearch.latency.cases import PARTS
+from archsearch.latency.measured import Row
+from archsearch.latency.measured import append_row
+from archsearch.latency.measured import read_rows
+from archsearch.latency.measured import shape_of
+from archsearch.latency.measured import valid_rows
+from archsearch.latency.predict import predict
+from archsearch.latency.provenance import git_commit
+from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.whole import Measurement
+from archsearch.latency.whole import WholeModel
+from archsearch.operators import Shape
+from archsearch.profiles import Table
+from archsearch.profiles import source_hashes
+from archsearch.space import ArchSpec
+from archsearch.space import load
+
+RESULTS_FILE, SUMMARY_FILE = "results.csv", "summary.json"
+# seconds of replays per model and shape
+BUDGET_S = 0.2
+
+OnSpec = Callable[[ArchSpec, list[Row]], None]
+
+
+def read_architectures(path: Path) -> list[ArchSpec]:
+    """The architectures of a TOML file: `[[architecture]]` with a `name` and a `spec` (preset,
+    pattern or JSON file). Raises ValueError with one sentence, and OSError if it is not there.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no TOML file: {error}") from None
+    entries = content.get("architecture")
+    if not isinstance(entries, list) or not entries or set(content) != {"architecture"}:
+        raise ValueError(f"{path} must consist of [[architecture]] entries")
+    specs = [_architecture(entry, f"{path}: architecture {n}") for n, entry in enumerate(entries)]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: two architectures are called {name!r}")
+    return specs
+
+
+def _architecture(entry: Mapping[str, Any], what: str) -> ArchSpec:
+    if set(entry) != {"name", "spec"} or not all(isinstance(v, str) for v in entry.values()):
+        raise ValueError(f"{what} must have the texts 'name' and 'spec'; got {sorted(entry)}")
+    try:
+        return load(entry["spec"]).model_copy(update={"name": entry["name"]})
+    except ValueError as error:
+        raise ValueError(f"{what} ({entry['name']}): {error}") from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Whole models to measure, the shapes to measure each at, and the table to hold beside."""
+
+    specs: Sequence[ArchSpec]
+    shapes: Sequence[Shape]
+    table: Table
+
+    def questions(self, spec: ArchSpec) -> tuple[list[Shape], dict[Shape, str]]:
+        """The shapes that the table answers for `spec`, and why it does not answer others."""
+        answered, refused = [], {}
+        for shape in self.shapes:
+            try:
+                predict(spec, shape, self.table)
+            except ValueError as error:
+                refused[shape] = str(error)
+            else:
+                answered.append(shape)
+        return answered, refused
+
+
+def measure_all(
+    plan: Plan,
+    folder: Path,
+    *,
+    device: str,
+    budget_s: float = BUDGET_S,
+    limit_s: float | None = None,
+    on_spec: OnSpec | None = None,
+) -> bool:
+    """Measure what `folder` has no valid row of, each model built once; a failure is a row.
+
+    Only what the table predicts is measured. Returns whether all is done (False after
+    `limit_s` seconds). Raises ValueError where the table is another device's, OSError where
+    the folder cannot be written, RuntimeError where the GPU is lost to a failed kernel.
+    """
+    _check_same_device(plan.table, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + (limit_s if limit_s is not None else float("inf"))
+    known = valid_rows(folder, plan.table)
+    todo = [(spec, _missing(spec, plan, known)) for spec in plan.specs]
+    # what failed last time comes last: it may take the device with it
+    failed = {row["id"] for row in read_rows(folder) if row["error"]}
+    for spec, shapes in sorted(todo, key=lambda item: item[0].id in failed):
+        if not shapes:
+            continue
+        if time.monotonic() > end:
+            return False
+        rows: list[Row] = []
+        try:
+            for row in _measure_spec(spec, shapes, device, budget_s):
+                append_row(folder, row)
+                rows.append(row)
+                if time.monotonic() > end:
+                    break
+        finally:
+            if on_spec and rows:
+                on_spec(spec, rows)
+        if len(rows) < len(shapes):
+            return False
+    return True
+
+
+def _missing(spec: ArchSpec, plan: Plan, known: Iterable[Row]) -> list[Shape]:
+    done = {shape_of(row) for row in known if row["id"] == spec.id and not row["error"]}
+    return [shape for shape in plan.questions(spec)[0] if shape not in done]
+
+
+def _measure_spec(
+    spec: ArchSpec, shapes: Sequence[Shape], device: str, budget_s: float
+) -> Iterator[Row]:
+    """A row per shape; the model is freed at the end."""
+    sources = _sources(spec)
+    base: Row = {
+        "name": spec.name,
+        "notation": spec.notation,
+        "id": spec.id,
+        "hardware": measured_hardware(device).slug,
+        "torch": str(torch.__version__),
+        "git_commit": git_commit(),
+        "sources": sources,
+    }
+    model: WholeModel | None = None
+    for shape in shapes:
+        row = {**base, **asdict(shape), "error": ""}
+        try:
+            if model is None:
+                model = WholeModel(spec, device=device, dtype=shape.dtype)
+            row |= _values(model.measure(shape, budget_s=budget_s))
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        row["measured"] = datetime.now(UTC).isoformat(timespec="seconds")
+        yield row
+        if row["error"]:
+            _check_alive(device, row["error"])
+
+
+def _values(measurement: Measurement) -> Row:
+    timing = measurement.timing
+    return {
+        "latency_us_p10": timing.p10_us,
+        "latency_us_p50": timing.p50_us,
+        "latency_us_p90": timing.p90_us,
+        "repeats": timing.repeats,
+        "used_cuda_graph": timing.used_cuda_graph,
+        "state_bytes": measurement.state_bytes,
+        "memory_bytes": measurement.memory_bytes,
+        "backends": dict(measurement.backends),
+    }
+
+
+def _check_same_device(table: Table, device: str) -> None:
+    measured, here = table.meta.get("hardware", {}), measured_hardware(device)
+    if measured.get("slug") != here.slug:
+        raise ValueError(
+            f"the table {table.name!r} was measured on {measured.get('name', 'another device')},"
+            f" and this is {here.name}: calibrate a table of this machine"
+        )
+
+
+def _check_alive(device: str, error: str) -> None:
+    """Raise RuntimeError where a failed kernel has taken the GPU's context with it."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        raise RuntimeError(f"the GPU failed and this process cannot go on ({error})") from None
+
+
+def _sources(spec: ArchSpec) -> dict[str, str]:
+    return source_hashes({*PARTS, *(layer.operator for layer in spec.layers)})
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a calibration says: every comparison, the errors by group, the rank order."""
+
+    comparisons: tuple[Comparison, ...]
+    groups: tuple[Group, ...]
+    orders: tuple[RankOrder, ...]
+    # what is missing, and why
+    failed: tuple[str, ...]
+
+
+def compare(plan: Plan, folder: Path) -> Agreement:
+    """Predict what was measured into `folder`, as far as `plan` asks for it."""
+    rows = valid_rows(folder, plan.table)
+    comparisons, failed = [], []
+    for spec in plan.specs:
+        answered, refused = plan.questions(spec)
+        failed += [f"{spec.name}: {reason}" for reason in dict.fromkeys(refused.values())]
+        for row in rows:
+            if row["id"] != spec.id or (shape := shape_of(row)) not in answered:
+                continue
+            if row["error"]:
+                failed.append(f"{spec.name}: {row['error']}")
+                continue
+            predicted = predict(spec, shape, plan.table).latency_us
+            comparisons.append(Comparison(spec.name, shape, predicted, row["latency_us_p50"]))
+    return Agreement(
+        tuple(comparisons),
+        tuple(group_errors(comparisons)),
+        tuple(rank_orders(comparisons)),
+        tuple(failed),
+    )
+
+
+def write_agreement(agreement: Agreement, plan: Plan, folder: Path) -> None:
+    """Write results and summary into `folder`, and the errors beside the table, where its
+    predictions find them. Raises OSError where either cannot be written."""
+    rows = valid_rows(folder, plan.table)
+    origin = {
+        "table": plan.table.name,
+        "table_measured": plan.table.meta.get("measured"),
+        "models": len({one.name for one in agreement.comparisons}),
+        "measured": max((row["measured"] for row in rows), default=""),
+        "git_commits": sorted({str(row["git_commit"]) for row in rows}),
+    }
+    summary = {
+        **origin,
+        "groups": [asdict(group) | {"label": group.label} for group in agreement.groups],
+        "rank_orders": [asdict(order) for order in agreement.orders],
+        "failed": list(agreement.failed),
+    }
+    text = json.dumps(summary, indent=2) + "\n"
+    (folder / SUMMARY_FILE).write_text(text, encoding="utf-8")
+    _write_results(agreement, plan, folder)
+    if plan.table.path is not None:
+        write_calibration(plan.table.path, agreement.groups, origin)
+
+
+def _write_results(agreement: Agreement, plan: Plan, folder: Path) -> None:
+    notations = {spec.name: spec.notation for spec in plan.specs}
+    rows = [
+        {
+            "name": one.name,
+            "notation": notations[one.name],
+            **asdict(one.shape),
+            "predicted_us": one.predicted_us,
+            "measured_us": one.measured_us,
+            "error_percent": 100 * one.error,
+        }
+        for one in agreement.comparisons
+    ]
+    pd.DataFrame(rows).to_csv(folder / RESULTS_FILE, index=False, float_format="%.2f")

@@ -1,0 +1,61 @@
+"""Whole models that were measured, line by line: a run goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from archsearch.operators import Shape
+from archsearch.profiles import Table
+from archsearch.profiles import source_hashes
+
+MEASURED_FILE = "measured.jsonl"
+
+Row = dict[str, Any]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All rows that were ever measured into `folder`; raises ValueError for a damaged file. A
+    last line that an interruption cut short is left out."""
+    path = folder / MEASURED_FILE
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return [row for row in rows if shape_of(row) and row["id"] and row["error"] is not None]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it to measure again") from None
+
+
+def valid_rows(folder: Path, table: Table) -> list[Row]:
+    """The latest row per model and shape that was measured on the table's device with the
+    operators' present sources; with a table that holds stale rows, with any sources."""
+    latest: dict[tuple[str, Shape], Row] = {}
+    for row in read_rows(folder):
+        if row["hardware"] != table.meta.get("hardware", {}).get("slug"):
+            continue
+        if table.stale or source_hashes(row["sources"]) == row["sources"]:
+            key = row["id"], shape_of(row)
+            # a failure does not undo a measurement
+            if key not in latest or not row["error"] or latest[key]["error"]:
+                latest[key] = row
+    return list(latest.values())
+
+
+def shape_of(row: Mapping[str, Any]) -> Shape:
+    """The shape that a row was measured at."""
+    return Shape(row["phase"], row["batch"], row["context"], row["dtype"])
+
+
+def append_row(folder: Path, row: Row) -> None:
+    """Add a row to those of `folder`, at once."""
+    path = folder / MEASURED_FILE
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    with path.open("a", encoding="utf-8") as file:
+        # a line that was cut short would swallow this one
+        file.write("\n" if text and not text.endswith("\n") else "")
+        file.write(json.dumps(row, sort_keys=True) + "\n")
