@@ -9,8 +9,10 @@ from __future__ import annotations
 COLOURS: dict[str, str] = {
     "a": "#CC6677",
     "w": "#DDCC77",
+    "mla": "#EE7733",
     "m1": "#88CCEE",
     "m2": "#332288",
+    "m3": "#0077BB",
     "d": "#117733",
     "gd": "#44AA99",
     "gla": "#999933",
