@@ -19,6 +19,7 @@ from archsearch import __version__
 from archsearch.cli import arch
 from archsearch.cli import evolve
 from archsearch.cli import export
+from archsearch.cli import measure
 from archsearch.cli import presets
 from archsearch.cli import profile
 from archsearch.cli import report
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command("evolve")(evolve.evolve)
 app.command("profile")(profile.profile)
+app.command("measure")(measure.measure)
 app.command("operators")(zoo.operators)
 app.command("presets")(presets.presets)
 app.command("report")(report.report)

@@ -14,6 +14,13 @@ from archsearch.latency.calibration import Group
 from archsearch.latency.calibration import group_key
 from archsearch.operators import Shape
 
+# what a calibration should reach: (phase, more than one row) -> median and p90 of the error
+_TARGETS = {
+    ("decode", False): (0.03, 0.06),
+    ("decode", True): (0.05, 0.10),
+    ("prefill", False): (0.05, 0.10),
+}
+TAU_TARGET, BAND_TAU_TARGET = 0.95, 0.8
 # models of one latency: those within this share of it
 BAND = 0.10
 
@@ -44,6 +51,12 @@ class RankOrder:
     band_us: float
     band: tuple[str, ...]
     band_tau: float | None
+
+
+def target_of(group: Group) -> CalibrationError | None:
+    """What the errors of such a group should not exceed; None where nothing is asked."""
+    target = _TARGETS.get(group_key(group.phase, group.batches[0]))
+    return None if target is None else CalibrationError(*target, count=0)
 
 
 def group_errors(comparisons: Iterable[Comparison]) -> list[Group]:

@@ -117,7 +117,7 @@ def measure_all(
     `limit_s` seconds). Raises ValueError where the table is another device's, OSError where
     the folder cannot be written, RuntimeError where the GPU is lost to a failed kernel.
     """
-    _check_same_device(plan.table, device)
+    check_same_device(plan.table, device)
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + (limit_s if limit_s is not None else float("inf"))
     known = valid_rows(folder, plan.table)
@@ -186,13 +186,16 @@ def _values(measurement: Measurement) -> Row:
         "latency_us_p90": timing.p90_us,
         "repeats": timing.repeats,
         "used_cuda_graph": timing.used_cuda_graph,
+        "kernels": timing.kernels,
+        "energy_j": measurement.energy_j,
         "state_bytes": measurement.state_bytes,
         "memory_bytes": measurement.memory_bytes,
         "backends": dict(measurement.backends),
     }
 
 
-def _check_same_device(table: Table, device: str) -> None:
+def check_same_device(table: Table, device: str) -> None:
+    """Raise ValueError where the table was measured on other hardware than `device`."""
     measured, here = table.meta.get("hardware", {}), measured_hardware(device)
     if measured.get("slug") != here.slug:
         raise ValueError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from archsearch import timing
+from archsearch.latency import nvml
 from archsearch.latency.stack import fill
 from archsearch.model import HybridLM
 from archsearch.model import build
@@ -25,6 +26,8 @@ from archsearch.space import count
 
 BUDGET_S = 1.5
 MIN_REPEATS = 10
+# a GPU repeats itself, and a long prefill takes a second
+MIN_REPEATS_GPU = 5
 GIB = 2**30
 
 
@@ -33,7 +36,7 @@ class Measurement:
     """One call of a whole model (a decode step, a prefill, forward and backward) at a shape.
 
     `backends` names what ran for each operator; `peak_bytes` is all that the GPU's allocator
-    held at once, weights included (None on a CPU).
+    held at once, weights included, `energy_j` what one call took (both None where unknown).
     """
 
     shape: Shape
@@ -42,11 +45,17 @@ class Measurement:
     weight_bytes: int
     state_bytes: int
     peak_bytes: int | None
+    energy_j: float | None
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens of all rows that are computed in a second."""
         return self.shape.tokens / self.timing.p50_us * 1e6
+
+    @property
+    def energy_j_per_token(self) -> float | None:
+        """Energy of one computed token."""
+        return None if self.energy_j is None else self.energy_j / self.shape.tokens
 
     @property
     def memory_bytes(self) -> int:
@@ -84,20 +93,28 @@ class WholeModel:
             torch.cuda.reset_peak_memory_stats(self.device)
         call = CALLS[shape.phase](self.model, shape)
         passes = 1 if on_gpu else timing.CPU_PASSES
+        meter = nvml.Meter(nvml.sensor(self.device))
         with recorded() as backends:
             timings = [
                 timing.measure(
-                    call, device=self.device, budget_s=budget_s / passes, min_repeats=MIN_REPEATS
+                    call,
+                    device=self.device,
+                    budget_s=budget_s / passes,
+                    min_repeats=MIN_REPEATS_GPU if on_gpu else MIN_REPEATS,
+                    during=meter,
                 )
                 for _ in range(passes)
             ]
+        quietest = min(timings, key=lambda measured: measured.p50_us)
+        watts = meter.reading.power_w
         return Measurement(
             shape=shape,
-            timing=min(timings, key=lambda measured: measured.p50_us),
+            timing=quietest,
             backends=dict(backends),
             weight_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
             state_bytes=self._state_bytes(shape),
             peak_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
+            energy_j=None if watts is None else watts * quietest.p50_us / 1e6,
         )
 
     def _state_bytes(self, shape: Shape) -> int:

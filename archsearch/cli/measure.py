@@ -1,0 +1,207 @@
+"""`archsearch measure`: build an architecture and time it here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Annotated
+from typing import Any
+
+import typer
+
+from archsearch.cli import terminal
+from archsearch.cli import values
+
+if TYPE_CHECKING:
+    from archsearch.latency.whole import Measurement
+    from archsearch.operators import Shape
+    from archsearch.profiles import Table
+    from archsearch.space import ArchSpec
+
+
+def measure(
+    spec: Annotated[
+        str,
+        typer.Argument(metavar="SPEC", help="Preset, pattern such as '(a f)x4 @256', or file."),
+    ],
+    phase: Annotated[str, typer.Option(help="decode, prefill and train.")] = "decode",
+    batch: Annotated[str, typer.Option(help="Rows at once: 1 or 1,8,32.")] = "1",
+    context: Annotated[
+        str, typer.Option(help="Tokens behind the decoded one, or in the prompt.")
+    ] = "1024",
+    dtype: Annotated[
+        str | None, typer.Option(help="Default: bfloat16 on a GPU, float32 on a CPU.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: the GPU, if there is one).")
+    ] = None,
+    compare_to_table: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="Show its predictions, and how far they are off."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Build SPEC with random weights and measure latency, memory and energy per token.
+
+    On a GPU every time is that of one CUDA graph. Several batches and contexts share the model.
+    """
+    from archsearch import hardware
+    from archsearch.cli.device import chosen
+    from archsearch.cli.device import usual_dtype
+    from archsearch.operators import Shape
+    from archsearch.profiles import load_table
+    from archsearch.space import load
+
+    architecture, device = load(spec), chosen(device)
+    shapes = [
+        Shape(one_phase, rows, length, dtype or usual_dtype(device))  # type: ignore[arg-type]
+        for one_phase in values.words(phase)
+        for rows in values.integers(batch, "--batch")
+        for length in values.integers(context, "--context")
+    ]
+    if not shapes:
+        raise ValueError("--phase must be decode, prefill or train; got none")
+    table = load_table(compare_to_table) if compare_to_table else None
+    found = _measure(architecture, shapes, device, as_json)
+    report = explain(architecture, hardware.describe(device).name, found, table)
+    if as_json:
+        terminal.print_json(report)
+    else:
+        _print(report)
+
+
+def _measure(
+    spec: ArchSpec, shapes: Sequence[Shape], device: str, quiet: bool
+) -> dict[Shape, Measurement | str]:
+    """A measurement per shape, or why there is none; raises ValueError where all failed."""
+    from archsearch.latency.whole import WholeModel
+
+    console = terminal.console()
+    model = WholeModel(spec, device=device, dtype=shapes[0].dtype)
+    found: dict[Shape, Measurement | str] = {}
+    for shape in shapes:
+        if console.is_terminal and not quiet:
+            console.print(f"measuring {shape.phase} {shape.batch} × {shape.context}", end="\r")
+        try:
+            found[shape] = model.measure(shape)
+        except ValueError as error:
+            if len(shapes) == 1:
+                raise
+            found[shape] = str(error)
+    return found
+
+
+def explain(
+    spec: ArchSpec,
+    hardware: str,
+    found: dict[Shape, Measurement | str],
+    table: Table | None = None,
+) -> dict[str, Any]:
+    """Everything that `measure` says, as plain values."""
+    from archsearch.space import count
+
+    return {
+        "id": spec.id,
+        "name": spec.name,
+        "notation": spec.notation,
+        "parameters": count.parameters(spec),
+        "hardware": hardware,
+        "dtype": next(iter(found)).dtype,
+        "table": None if table is None else table.label,
+        "measurements": [_row(spec, shape, one, table) for shape, one in found.items()],
+    }
+
+
+def _row(
+    spec: ArchSpec, shape: Shape, measured: Measurement | str, table: Table | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"phase": shape.phase, "batch": shape.batch, "context": shape.context}
+    if isinstance(measured, str):
+        return row | {"error": measured}
+    timing = measured.timing
+    row |= {
+        "latency_us": {"p10": timing.p10_us, "p50": timing.p50_us, "p90": timing.p90_us},
+        "repeats": timing.repeats,
+        "used_cuda_graph": timing.used_cuda_graph,
+        "kernels": timing.kernels,
+        "tokens_per_s": measured.tokens_per_s,
+        "weight_bytes": measured.weight_bytes,
+        "state_bytes": measured.state_bytes,
+        "peak_bytes": measured.peak_bytes,
+        "energy_j_per_token": measured.energy_j_per_token,
+        "backends": dict(measured.backends),
+    }
+    return row if table is None else row | _compared(spec, shape, timing.p50_us, table)
+
+
+def _compared(spec: ArchSpec, shape: Shape, measured_us: float, table: Table) -> dict[str, Any]:
+    from archsearch.latency import predict
+
+    try:
+        predicted = predict(spec, shape, table).latency_us
+    except ValueError as error:
+        return {"predicted_us": None, "not_predicted": str(error)}
+    return {"predicted_us": predicted, "error": predicted / measured_us - 1}
+
+
+def _print(report: dict[str, Any]) -> None:
+    console, facts = terminal.console(), terminal.facts()
+    console.print(
+        f"[bold]{report['name'] or report['id']}[/]  {report['notation']}", soft_wrap=True
+    )
+    rows = report["measurements"]
+    done = [row for row in rows if "latency_us" in row]
+    for name, value in (
+        ("on", f"{report['hardware']}, {report['dtype']}"),
+        ("parameters", f"{report['parameters']:,}"),
+        ("weights", terminal.size(done[0]["weight_bytes"]) if done else ""),
+        *((f"{backend}", ", ".join(names)) for backend, names in _backends(done).items()),
+    ):
+        facts.add_row(name, value)
+    console.print(facts)
+    console.print()
+    console.print(_latencies(done, compared=report["table"] is not None))
+    for row in rows:
+        if sentence := row.get("error" if row not in done else "not_predicted"):
+            console.print(sentence, markup=False, soft_wrap=True)
+
+
+def _latencies(rows: Sequence[dict[str, Any]], *, compared: bool) -> Any:
+    """One line per shape; only columns that this machine fills."""
+    columns = ["phase", "batch", "context", "ms", "predicted ms", "off"]
+    if not compared:
+        columns = ["phase", "batch", "context", "ms p10", "p50", "p90"]
+    columns += ["tokens/s", "memory"]
+    extras = {"kernels": "kernels", "mJ/token": "energy_j_per_token"}
+    shown = [name for name, key in extras.items() if any(row[key] is not None for row in rows)]
+    table = terminal.plain_table(*columns, *shown)
+    for row in rows:
+        times = [f"{row['latency_us'][q] / 1e3:.3f}" for q in ("p10", "p50", "p90")]
+        if compared:
+            times = [times[1], *_off(row)]
+        cells = [row["phase"], str(row["batch"]), str(row["context"]), *times]
+        memory = row["peak_bytes"] or row["weight_bytes"] + row["state_bytes"]
+        cells += [terminal.count(row["tokens_per_s"]), terminal.size(memory)]
+        if "kernels" in shown:
+            cells.append(f"{row['kernels'] or 0:.0f}")
+        if "mJ/token" in shown:
+            cells.append(f"{1e3 * (row['energy_j_per_token'] or 0):.3g}")
+        table.add_row(*cells)
+    return table
+
+
+def _off(row: dict[str, Any]) -> tuple[str, str]:
+    if row["predicted_us"] is None:
+        return "–", "–"
+    return f"{row['predicted_us'] / 1e3:.3f}", f"{row['error']:+.1%}"
+
+
+def _backends(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Operators by the backend that ran them, over all shapes."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for operator, backend in row["backends"].items():
+            names = found.setdefault(backend, [])
+            if operator not in names:
+                names.append(operator)
+    return found
