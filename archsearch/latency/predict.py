@@ -2,201 +2,226 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+import math
+from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace
 from typing import Any
-from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from archsearch import operators
 from archsearch.latency.cases import ANY_CONTEXT
-from archsearch.latency.cases import PARTS
 from archsearch.latency.cases import Case
-from archsearch.latency.cases import config_key
 from archsearch.latency.cases import layer_case
 from archsearch.latency.cases import part_cases
+from archsearch.latency.lookup import LatencyIndex
+from archsearch.latency.lookup import index_of
+from archsearch.latency.surface import Row
 from archsearch.operators import Shape
 from archsearch.profiles import Table
-from archsearch.profiles.schema import LATENCIES
 from archsearch.space import ArchSpec
+from archsearch.space import LayerSpec
 from archsearch.space.count import layer_shape
 
-_BACKENDS = {operator.name: operator.backends for operator in operators.OPERATORS}
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """All layers of one operator, "embedding" or "head": how many, their microseconds (median,
+    10 % and 90 % quantile), the least by the datasheet, and joules, where the table tells."""
 
-class Quantiles(NamedTuple):
-    """Microseconds."""
-
-    p10: float
-    p50: float
-    p90: float
+    operator: str
+    calls: int
+    latency_us: float
+    low_us: float
+    high_us: float
+    floor_us: float | None
+    energy_j: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Latency of a whole model: the sum of medians, by operator (with "embedding" and "head"),
-    and, as low and high, the sums of the 10% and 90% quantiles."""
+    """A whole model for one decode step, prefill or training step: the sum of its parts, in the
+    order of the model."""
 
-    latency_us: float
-    parts: dict[str, float]
-    low_us: float
-    high_us: float
+    by_operator: tuple[Part, ...]
 
+    @property
+    def latency_us(self) -> float:
+        """The sum of medians."""
+        return sum(part.latency_us for part in self.by_operator)
 
-class LatencyIndex:
-    """A table made ready for look-ups; each question is answered from the rows once."""
+    @property
+    def low_us(self) -> float:
+        """The sum of 10 % quantiles; from a scaled table the lower bound."""
+        return sum(part.low_us for part in self.by_operator)
 
-    def __init__(self, table: Table) -> None:
-        self.name = table.label
-        self.stale = table.stale
-        self._errors: dict[Case, str] = {}
-        # one curve over contexts per case; the preferred backend of each point
-        points: dict[Case, dict[int, tuple[int, Quantiles]]] = defaultdict(dict)
-        for row in table.rows.to_dict("records"):
-            case = _case(row)
-            if row["error"]:
-                self._errors[case] = row["error"]
-                continue
-            curve = points[replace(case, context=ANY_CONTEXT)]
-            rank = _backend_rank(case.operator, row["backend"])
-            if case.context not in curve or rank < curve[case.context][0]:
-                curve[case.context] = (rank, Quantiles(*(row[name] for name in LATENCIES)))
-        self._curves = {
-            case: {context: curve[context][1] for context in sorted(curve)}
-            for case, curve in points.items()
-        }
-        self._answers: dict[Case, Quantiles] = {}
+    @property
+    def high_us(self) -> float:
+        """The sum of 90 % quantiles; from a scaled table the upper bound."""
+        return sum(part.high_us for part in self.by_operator)
 
-    def __getitem__(self, case: Case) -> Quantiles:
-        """The latency of one layer or part; raises ValueError that names the missing row."""
-        answer = self._answers.get(case)
-        if answer is None:
-            answer = self._answers[case] = self._find(case)
-        return answer
+    @property
+    def parts(self) -> dict[str, float]:
+        """Median microseconds by operator, "embedding" and "head"."""
+        return {part.operator: part.latency_us for part in self.by_operator}
 
-    def _find(self, case: Case) -> Quantiles:
-        curve = self._curves.get(replace(case, context=ANY_CONTEXT))
-        if case in self._errors and (curve is None or case.context not in curve):
-            raise ValueError(
-                f"the table {self.name!r} has no time for {case}: measuring it"
-                f" failed with: {self._errors[case]}"
-            )
-        if curve is None:
-            raise ValueError(self._missing(case))
-        if case.context in curve:
-            return curve[case.context]
-        contexts = list(curve)
-        if not contexts[0] <= case.context <= contexts[-1]:
-            raise ValueError(
-                f"the table {self.name!r} has {case.operator} at width {case.hidden_size} for"
-                f" {case.phase} contexts {contexts[0]} to {contexts[-1]} and does not reach"
-                f" {case.context}; measure it with: {command(case)}"
-            )
-        return _interpolate(curve, case)
+    @property
+    def floor_us(self) -> float | None:
+        """The least time by the datasheet, layer after layer."""
+        return _known(sum(_number(part.floor_us) for part in self.by_operator))
 
-    def _missing(self, case: Case) -> str:
-        why = ""
-        if case.operator in self.stale:
-            why = ", since its rows were measured with other sources of that operator"
-        return (
-            f"the table {self.name!r} has no row for {case}{why}; measure it with: {command(case)}"
-        )
-
-
-_indexes: WeakKeyDictionary[Table, LatencyIndex] = WeakKeyDictionary()
-
-
-def index_of(table: Table) -> LatencyIndex:
-    """The table's index, made at first use and kept as long as the table."""
-    index = _indexes.get(table)
-    if index is None:
-        index = _indexes[table] = LatencyIndex(table)
-    return index
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of all tokens of the shape."""
+        return _known(sum(_number(part.energy_j) for part in self.by_operator))
 
 
 def predict(spec: ArchSpec, shape: Shape, table: Table) -> Prediction:
     """Latency of `spec` at `shape`: one decode step, one prefill or one training step.
 
-    Interpolates between measured contexts; raises ValueError that says which row is missing,
-    or which range was measured, and the command that measures more.
+    Interpolates between measured batches and contexts; raises ValueError that says which row
+    is missing, or which range was measured, and the command that measures more.
     """
-    parts: dict[str, float] = {}
-    low = high = 0.0
-    for operator, (p10, p50, p90) in _rows(spec, shape, index_of(table)):
-        parts[operator] = parts.get(operator, 0.0) + p50
-        low += p10
-        high += p90
-    return Prediction(sum(parts.values()), parts, low, high)
+    page = _pages_of(table, shape).of(spec)
+    rows: dict[str, list[tuple[int, Row]]] = {"embedding": [(1, page.embedding)]}
+    for key, calls in Counter(page.keys(spec)).items():
+        operator = key if isinstance(key, str) else key[0]
+        rows.setdefault(operator, []).append((calls, page.rows[key]))
+    rows["head"] = [(1, page.head)]
+    return Prediction(tuple(_part(operator, found) for operator, found in rows.items()))
 
 
 def predict_many(specs: Iterable[ArchSpec], shape: Shape, table: Table) -> NDArray[np.float64]:
     """Latencies [number of specs] in microseconds; raises as `predict` does."""
-    index = index_of(table)
-    return np.array(
-        [sum(latency.p50 for _, latency in _rows(spec, shape, index)) for spec in specs],
-        dtype=np.float64,
+    pages = _pages_of(table, shape)
+    return np.array([pages.of(spec).total(spec) for spec in specs], dtype=np.float64)
+
+
+def predict_patterns(
+    patterns: Iterable[tuple[int, Sequence[str]]],
+    shape: Shape,
+    table: Table,
+    **fields: Any,
+) -> NDArray[np.float64]:
+    """Latencies [number of patterns] in microseconds of (hidden size, operator codes or names)
+    with the operators' defaults; `fields` are those of `ArchSpec`. Raises as `predict` does.
+
+    For millions of candidates: it makes no `ArchSpec` of each.
+    """
+    pages = _pages_of(table, shape)
+    known: dict[int, _Defaults] = {}
+    found = []
+    for width, codes in patterns:
+        times = known.get(width)
+        if times is None:
+            times = known[width] = _Defaults(pages, {**fields, "hidden_size": width})
+        found.append(times.rest_us + sum(map(times.__getitem__, codes)))
+    return np.array(found, dtype=np.float64)
+
+
+# an operator's name, and what its config overrides if it does
+_Key = str | tuple[str, str]
+
+
+class _Page:
+    """What the models of one width, vocabulary and number of meta tokens need at one shape."""
+
+    def __init__(self, spec: ArchSpec, shape: Shape, index: LatencyIndex) -> None:
+        self._index, self._meta_tokens = index, spec.num_meta_tokens
+        self._seen = layer_shape(spec, shape)
+        self.embedding, self.head = (self._row(case) for case in part_cases(spec, shape))
+        self.rest_us = self.embedding.p50 + self.head.p50
+        self.rows: dict[_Key, Row] = {}
+        self._medians: dict[_Key, float] = {}
+
+    def total(self, spec: ArchSpec) -> float:
+        """The sum of medians."""
+        medians = self._medians
+        try:
+            return self.rest_us + sum([medians[_key(layer)] for layer in spec.layers])
+        except KeyError:
+            return self.rest_us + sum([medians[key] for key in self.keys(spec)])
+
+    def keys(self, spec: ArchSpec) -> list[_Key]:
+        """The key in `rows` of every layer; raises ValueError for one that the table lacks."""
+        found = [_key(layer) for layer in spec.layers]
+        for layer, config, key in zip(spec.layers, spec.configs, found, strict=True):
+            if key not in self.rows:
+                row = self._row(layer_case(layer.operator, config, self._seen))
+                self.rows[key], self._medians[key] = row, row.p50
+        return found
+
+    def _row(self, case: Case) -> Row:
+        try:
+            return self._index[case]
+        except ValueError as error:
+            if not self._meta_tokens or case.context == ANY_CONTEXT:
+                raise
+            raise ValueError(f"{error} ({self._meta_tokens} meta tokens are counted)") from None
+
+
+class _Pages(dict[tuple[int, int, bool, int], _Page]):
+    """The pages of one table at one shape."""
+
+    def __init__(self, shape: Shape, index: LatencyIndex) -> None:
+        self._shape, self._index = shape, index
+
+    def of(self, spec: ArchSpec) -> _Page:
+        """The page of a model; raises ValueError where the table lacks embedding or head."""
+        key = (spec.hidden_size, spec.vocab_size, spec.head_norm, spec.num_meta_tokens)
+        page = self.get(key)
+        if page is None:
+            page = self[key] = _Page(spec, self._shape, self._index)
+        return page
+
+
+class _Defaults(dict[str, float]):
+    """Median microseconds by operator code or name with default configs, found when asked for."""
+
+    def __init__(self, pages: _Pages, fields: Mapping[str, Any]) -> None:
+        self._pages, self._fields = pages, fields
+        self.rest_us = pages.of(self._spec()).rest_us
+
+    def __missing__(self, code: str) -> float:
+        spec = self._spec(code)
+        page = self._pages.of(spec)
+        self[code] = page.rows[page.keys(spec)[0]].p50
+        return self[code]
+
+    def _spec(self, *codes: str) -> ArchSpec:
+        return ArchSpec.create(**self._fields, layers=[{"operator": code} for code in codes])
+
+
+_books: WeakKeyDictionary[Table, dict[Shape, _Pages]] = WeakKeyDictionary()
+
+
+def _pages_of(table: Table, shape: Shape) -> _Pages:
+    book = _books.setdefault(table, {})
+    pages = book.get(shape)
+    if pages is None:
+        pages = book[shape] = _Pages(shape, index_of(table))
+    return pages
+
+
+def _key(layer: LayerSpec) -> _Key:
+    return (layer.operator, repr(layer.config)) if layer.config else layer.operator
+
+
+def _part(operator: str, found: Sequence[tuple[int, Row]]) -> Part:
+    p10, p50, p90, floor, energy = (
+        sum(calls * row[field] for calls, row in found) for field in range(len(Row._fields))
     )
+    calls = sum(calls for calls, _ in found)
+    return Part(operator, calls, p50, p10, p90, _known(floor), _known(energy))
 
 
-def command(case: Case) -> str:
-    """The command that measures `case`."""
-    context = f" --context {case.context}" if case.context != ANY_CONTEXT else ""
-    return (
-        f"archsearch profile {_what(case)} --phase {case.phase} --batch {case.batch}"
-        f"{context} --dtype {case.dtype}"
-    )
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
-def _what(case: Case) -> str:
-    if case.operator in PARTS:
-        vocabulary = json.loads(case.config)["vocab_size"]
-        return f"--widths {case.hidden_size} --vocab-size {vocabulary}"
-    operator = operators.get(case.operator)
-    if case.config == config_key(operator.configure(case.hidden_size)):
-        return f"--operators {operator.code} --widths {case.hidden_size}"
-    # no option says this config: the architecture itself does
-    return "SPEC"
-
-
-def _rows(spec: ArchSpec, shape: Shape, index: LatencyIndex) -> Iterable[tuple[str, Quantiles]]:
-    first, last = part_cases(spec, shape)
-    yield first.operator, index[first]
-    seen = layer_shape(spec, shape)
-    for layer, config in zip(spec.layers, spec.configs, strict=True):
-        yield layer.operator, index[layer_case(layer.operator, config, seen)]
-    yield last.operator, index[last]
-
-
-def _interpolate(curve: dict[int, Quantiles], case: Case) -> Quantiles:
-    """Linear in the context for decode; along a power law for prefill and training."""
-    contexts = np.array(list(curve), dtype=np.float64)
-    values = np.array(list(curve.values()), dtype=np.float64)
-    if case.phase == "decode":
-        return Quantiles(*(float(np.interp(case.context, contexts, v)) for v in values.T))
-    x, logs = np.log(contexts), np.log(values)
-    at = np.log(case.context)
-    return Quantiles(*(float(np.exp(np.interp(at, x, v))) for v in logs.T))
-
-
-def _case(row: dict[Any, Any]) -> Case:
-    return Case(
-        row["operator"],
-        row["config"],
-        row["hidden_size"],
-        row["phase"],
-        row["batch"],
-        row["context"],
-        row["dtype"],
-    )
-
-
-def _backend_rank(operator: str, backend: str) -> int:
-    """Place of a backend in its operator's order of preference; unknown ones come last."""
-    known = _BACKENDS.get(operator, ())
-    return known.index(backend) if backend in known else len(known)
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -3,12 +3,29 @@ tokens are added here, since they are computed, cached and attended to like any 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from dataclasses import replace
 
 from archsearch import operators
 from archsearch.operators import Cost
 from archsearch.operators import Shape
 from archsearch.space.spec import ArchSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a model keeps: its parameters, the state of all rows, and in training
+    gradients and the two moments of AdamW, all in one dtype. Activations are not counted."""
+
+    parameters: int
+    state: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.parameters + self.state + self.gradients + self.optimizer
 
 
 def layer_shape(spec: ArchSpec, shape: Shape) -> Shape:
@@ -52,3 +69,11 @@ def state_bytes(spec: ArchSpec, context: int, batch: int = 1, dtype: str = "floa
     """Bytes of decode state that `batch` rows of `context` tokens keep."""
     shape = Shape("decode", batch=batch, context=context, dtype=dtype)
     return sum(cost.state_bytes for cost in layers(spec, shape))
+
+
+def memory(spec: ArchSpec, shape: Shape) -> Memory:
+    """What `spec` keeps in memory at `shape`, the state as it is at that context."""
+    weights = parameters(spec) * shape.element_bytes
+    if shape.phase == "train":
+        return Memory(weights, 0, weights, 2 * weights)
+    return Memory(weights, state_bytes(spec, shape.context, shape.batch, shape.dtype), 0, 0)

@@ -1,0 +1,287 @@
+"""`archsearch predict`: how fast an architecture is, from measured layers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import compress
+from itertools import product
+from typing import TYPE_CHECKING
+from typing import Annotated
+from typing import Any
+
+import typer
+
+from archsearch import operators
+from archsearch.cli import terminal
+from archsearch.cli import values
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from archsearch.operators import Shape
+    from archsearch.profiles import Table
+    from archsearch.space import ArchSpec
+
+PROFILE = "nvidia-h200"
+NONE = "–"
+WHAT = {"decode": "decode step", "prefill": "prefill", "train": "training step"}
+
+
+def predict(
+    spec: Annotated[
+        str,
+        typer.Argument(metavar="SPEC", help="Preset, pattern such as '(a f)x4 @256', or file."),
+    ],
+    profile: Annotated[str, typer.Option(help="Latency table by name or folder.")] = PROFILE,
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="Estimate for a GPU without a table: A100, H100, L40S, B200, …"),
+    ] = None,
+    phase: Annotated[str, typer.Option(help="decode, prefill or train.")] = "decode",
+    batch: Annotated[str, typer.Option(help="Rows at once; several: 1,8,32.")] = "1",
+    context: Annotated[
+        str,
+        typer.Option(help="Tokens behind the decoded one, or in each row; several: 1024,8192."),
+    ] = "1024",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="bfloat16, float16 or float32 (default: the table's only one)."),
+    ] = None,
+    allow_stale: Annotated[
+        bool, typer.Option("--allow-stale", help="Use rows measured with other operator sources.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict latency, throughput, memory and energy of SPEC from a latency table.
+
+    The sum of measured layers, interpolated inside the measured range and never beyond it.
+    """
+    from archsearch.latency import scaled
+    from archsearch.operators import Shape
+    from archsearch.profiles import load_table
+    from archsearch.space import load
+
+    model = load(spec)
+    rows = values.integers(batch, "--batch")
+    lengths = values.integers(context, "--context")
+    table = load_table(profile, allow_stale=allow_stale)
+    kind = dtype or _only_dtype(table)
+    shapes = [
+        Shape(phase, one, length, kind)  # type: ignore[arg-type]  # checked there
+        for one, length in product(rows, lengths)
+    ]
+    explained = explain(model, shapes, scaled(table, hardware) if hardware else table)
+    if as_json:
+        terminal.print_json(explained)
+    elif len(shapes) == 1:
+        _print_one(explained)
+    else:
+        _print_many(explained)
+
+
+def explain(spec: ArchSpec, shapes: list[Shape], table: Table) -> dict[str, Any]:
+    """Everything that `predict` says, as plain values. A shape that the table does not reach
+    has an `error` among others; raises ValueError where it reaches none."""
+    found = []
+    for shape in shapes:
+        at = {"batch": shape.batch, "context": shape.context}
+        try:
+            found.append({**at, "error": "", **_answer(spec, shape, table)})
+        except ValueError as error:
+            found.append({**at, "error": str(error)})
+    if all(answer["error"] for answer in found):
+        raise ValueError(found[0]["error"])
+    return {
+        "id": spec.id,
+        "name": spec.name,
+        "notation": spec.notation,
+        "num_meta_tokens": spec.num_meta_tokens,
+        "codes": [operators.get(layer.operator).code for layer in spec.layers],
+        "table": table.label,
+        "estimate": table.meta.get("estimate"),
+        "phase": shapes[0].phase,
+        "dtype": shapes[0].dtype,
+        "predictions": found,
+    }
+
+
+def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
+    from archsearch.latency import predict as predict_one
+    from archsearch.latency.calibration import calibration_error
+    from archsearch.space import count
+
+    found = predict_one(spec, shape, table)
+    error, memory = calibration_error(table, shape), count.memory(spec, shape)
+    available = _memory_of(table)
+    energy = found.energy_j
+    return {
+        "latency_us": found.latency_us,
+        "low_us": found.low_us,
+        "high_us": found.high_us,
+        "floor_us": found.floor_us,
+        "calibration": None if error is None else asdict(error),
+        "tokens_per_s": 1e6 * shape.tokens / found.latency_us,
+        "energy_per_token_j": None if energy is None else energy / shape.tokens,
+        "memory_bytes": {**asdict(memory), "total": memory.total},
+        "device_memory_bytes": available,
+        "fits": available is None or memory.total <= available,
+        "by_operator": [
+            {**asdict(part), "share": part.latency_us / found.latency_us}
+            for part in found.by_operator
+        ],
+    }
+
+
+def _only_dtype(table: Table) -> str:
+    found = sorted(table.rows["dtype"].unique())
+    if len(found) != 1:
+        raise ValueError(f"the table {table.name!r} has {', '.join(found)}: say which by --dtype")
+    return str(found[0])
+
+
+def _memory_of(table: Table) -> int | None:
+    from archsearch.hardware import PEAKS
+
+    if estimate := table.meta.get("estimate"):
+        return PEAKS[estimate["target"]].memory_bytes
+    return table.meta.get("hardware", {}).get("memory_bytes") or None
+
+
+def _print_one(explained: dict[str, Any]) -> None:
+    console, (answer,) = terminal.console(), explained["predictions"]
+    _print_head(explained)
+    facts = terminal.facts()
+    for name, value in _facts(explained, answer):
+        facts.add_row(name, value)
+    console.print(facts)
+    console.print()
+    console.print(_by_operator(answer))
+    _print_warnings(explained)
+
+
+def _print_many(explained: dict[str, Any]) -> None:
+    console, answers = terminal.console(), explained["predictions"]
+    _print_head(explained)
+    table = terminal.plain_table(
+        *("batch", "context", explained["phase"], _range_name(explained)),
+        *("tokens/s", "memory", "J/token", "error"),
+        left=0,
+    )
+    cells = [_cells(answer) for answer in answers]
+    # a column that says nothing anywhere is left out
+    told = [any(row[place] != NONE for row in cells) for place in range(len(table.columns))]
+    for row in cells:
+        table.add_row(*compress(row, told))
+    table.columns = list(compress(table.columns, told))
+    console.print(table)
+    _print_warnings(explained)
+
+
+def _print_head(explained: dict[str, Any]) -> None:
+    console = terminal.console()
+    title = explained["name"] or explained["id"]
+    console.print(f"[bold]{title}[/]  {explained['notation']}", soft_wrap=True)
+    console.print(terminal.strip(explained["codes"], console.width))
+    what = f"{WHAT[explained['phase']]} in {explained['dtype']}, {explained['table']}"
+    console.print(what, style="dim", markup=False, soft_wrap=True)
+
+
+def _facts(explained: dict[str, Any], answer: dict[str, Any]) -> list[tuple[str, str]]:
+    low, high = time(answer["low_us"]), time(answer["high_us"])
+    about = "about " if explained["estimate"] else ""
+    meta = explained["num_meta_tokens"]
+    led = f", behind {meta} meta tokens" if meta else ""
+    rows = [
+        ("rows", f"{answer['batch']} × {answer['context']} tokens{led}"),
+        ("latency", f"{about}{time(answer['latency_us'])}"),
+        (_range_name(explained), f"{low} – {high}"),
+        ("error", _uncertainty(explained, answer)),
+        ("throughput", f"{answer['tokens_per_s']:,.0f} tokens/s"),
+    ]
+    if (energy := answer["energy_per_token_j"]) is not None:
+        rows.append(("energy", f"{energy:.3g} J per token"))
+    if (floor := answer["floor_us"]) is not None:
+        share = floor / answer["latency_us"]
+        rows.append(("datasheet floor", f"{time(floor)}, {share:.0%} of the latency"))
+    memory = answer["memory_bytes"]
+    kept = [f"{name} {terminal.size(part)}" for name, part in memory.items() if part]
+    return [*rows, ("memory", ", ".join([*kept[-1:], *kept[:-1]]))]
+
+
+def _uncertainty(explained: dict[str, Any], answer: dict[str, Any]) -> str:
+    if explained["estimate"]:
+        return "not known: an estimate for hardware that was not measured"
+    error = answer["calibration"]
+    if error is None:
+        return "not calibrated"
+    return (
+        f"median {error['median']:.1%}, p90 {error['p90']:.1%}"
+        f" on {error['count']} measurements of whole models"
+    )
+
+
+def _cells(answer: dict[str, Any]) -> list[str]:
+    at = [str(answer["batch"]), str(answer["context"])]
+    if answer["error"]:
+        return [*at, *[NONE] * 6]
+    error, joules = answer["calibration"], answer["energy_per_token_j"]
+    return [
+        *at,
+        time(answer["latency_us"]),
+        f"{time(answer['low_us'])} – {time(answer['high_us'])}",
+        f"{answer['tokens_per_s']:,.0f}",
+        terminal.size(answer["memory_bytes"]["total"]) + ("" if answer["fits"] else " !"),
+        NONE if joules is None else f"{joules:.3g}",
+        NONE if error is None else f"± {error['median']:.1%}",
+    ]
+
+
+def _by_operator(answer: dict[str, Any]) -> RichTable:
+    table = terminal.plain_table(
+        "", "operator", "calls", "µs", "share", "floor µs", "of floor", left=2
+    )
+    codes = {operator.name: operator for operator in operators.OPERATORS}
+    for part in answer["by_operator"]:
+        operator = codes.get(part["operator"])
+        floor = part["floor_us"]
+        table.add_row(
+            terminal.strip([operator.code]) if operator else "",
+            operator.title if operator else part["operator"],
+            str(part["calls"]),
+            f"{part['latency_us']:.1f}",
+            f"{part['share']:.1%}",
+            NONE if floor is None else f"{floor:.1f}",
+            NONE if floor is None else f"{floor / part['latency_us']:.0%}",
+        )
+    return table
+
+
+def _print_warnings(explained: dict[str, Any]) -> None:
+    answers = explained["predictions"]
+    lines = [answer["error"] for answer in answers if answer["error"]]
+    lost = [answer for answer in answers if not answer["error"] and not answer["fits"]]
+    if lost:
+        need = min(answer["memory_bytes"]["total"] for answer in lost)
+        have = terminal.size(lost[0]["device_memory_bytes"])
+        at = "" if len(answers) == 1 else " where marked"
+        lines.append(f"does not fit{at}: {terminal.size(need)} or more, and there are {have}")
+    if explained["phase"] == "train":
+        lines.append(
+            "a training step is forward and backward without the optimiser's update; its memory"
+            " is weights, gradients and AdamW's moments in one dtype, without activations"
+        )
+    console = terminal.console()
+    for line in dict.fromkeys(lines):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _range_name(explained: dict[str, Any]) -> str:
+    return "bounds" if explained["estimate"] else "p10 – p90"
+
+
+def time(us: float) -> str:
+    """Microseconds for people: 890.1 µs, 1.235 ms, 2.5 s."""
+    for size, unit in ((1e6, "s"), (1e3, "ms")):
+        if us >= size:
+            return f"{us / size:.4g} {unit}"
+    return f"{us:.4g} µs"

@@ -1,0 +1,39 @@
+"""How good interpolation is inside a table: leave rows out, ask their neighbours for them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from archsearch.latency.lookup import index_of
+from archsearch.profiles import Table
+
+COLUMNS = (
+    *("operator", "config", "hidden_size", "phase", "dtype"),
+    *("axis", "batch", "context", "measured_us", "predicted_us", "error"),
+)
+
+
+def leave_one_out(table: Table) -> pd.DataFrame:
+    """One row for each inner context and inner batch of the table, left out and interpolated
+    along that `axis`: `error` is predicted / measured - 1 of the medians.
+
+    Summarise it by operator and phase with `summarise`.
+    """
+    found = [
+        (*layer, axis, batch, context, measured.p50, predicted.p50)
+        for layer, surface in index_of(table).surfaces.items()
+        for axis, batch, context, measured, predicted in surface.left_out()
+    ]
+    rows = pd.DataFrame(found, columns=list(COLUMNS[:-1]))
+    rows["error"] = rows["predicted_us"].astype(float) / rows["measured_us"].astype(float) - 1
+    return rows
+
+
+def summarise(left_out: pd.DataFrame) -> pd.DataFrame:
+    """Absolute relative error by operator, phase and axis: count, median, p90 and the worst."""
+    size = left_out.assign(error=left_out["error"].abs())
+    groups = size.groupby(["operator", "phase", "axis"], sort=False)["error"]
+    summary = groups.agg(
+        count="count", median="median", p90=lambda values: values.quantile(0.9), worst="max"
+    )
+    return summary.reset_index()
