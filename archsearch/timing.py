@@ -8,9 +8,16 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from archsearch import cudagraph
+
+if TYPE_CHECKING:
+    from archsearch.cudagraph import Recording
 
 MAX_REPEATS = 100_000
 # latency on a CPU means one thread: a decode step of a small model gains little from a second
@@ -23,28 +30,39 @@ CPU_PASSES = 3
 CLEAN_SHARE = 0.95
 # how many budgets may be spent on waiting for such samples
 MAX_STRETCH = 3
-# replays between two looks at the clock on a GPU: events queue up without a host wait
-CUDA_BURST = 20
+# replays on a GPU are queued for so long without a host wait, and at most so many
+CUDA_BURST_S = 0.025
+CUDA_BURST = 200
+# a burst of more replays is one of short replays
+SHORT_BURST = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Quantiles of one call in microseconds, and how they were obtained."""
+    """Quantiles of one call in microseconds, and how they were obtained; on a GPU with the
+    number of kernels that the call launches, where it could be counted."""
 
     p10_us: float
     p50_us: float
     p90_us: float
     repeats: int
     used_cuda_graph: bool = False
+    kernels: float | None = None
 
     def per(self, count: float) -> Timing:
         """The share of one out of `count` equal parts of the call."""
-        return Timing(
-            self.p10_us / count,
-            self.p50_us / count,
-            self.p90_us / count,
-            self.repeats,
-            self.used_cuda_graph,
+        return replace(
+            self,
+            p10_us=self.p10_us / count,
+            p50_us=self.p50_us / count,
+            p90_us=self.p90_us / count,
+            kernels=None if self.kernels is None else self.kernels / count,
+        )
+
+    def plus(self, us: float) -> Timing:
+        """The call with so many microseconds more (or less) in every quantile."""
+        return replace(
+            self, p10_us=self.p10_us + us, p50_us=self.p50_us + us, p90_us=self.p90_us + us
         )
 
 
@@ -58,13 +76,14 @@ def measure(
     inner: int = 1,
     threads: int = CPU_THREADS,
     before: Callable[[], object] | None = None,
+    during: Callable[[], object] | None = None,
 ) -> Timing:
     """Time `fn()` repeatedly for about `budget_s` seconds, at least `min_repeats` times.
 
     One sample is the mean of `inner` calls in a row. On "cuda" the calls are captured in one
-    CUDA graph and its replays are timed by events; what cannot be captured raises. On a CPU
-    torch computes with `threads` threads meanwhile, and `before()` runs untimed ahead of every
-    sample.
+    CUDA graph and its replays are timed by events; what cannot be captured raises. `during()`
+    runs on the host several times while the GPU is busy with them. On a CPU torch computes
+    with `threads` threads meanwhile, and `before()` runs untimed ahead of every sample.
     """
     if warmup < 1 or min_repeats < 1 or inner < 1:
         raise ValueError(
@@ -73,11 +92,14 @@ def measure(
     if device.startswith("cuda"):
         if before is not None:
             raise ValueError("before is for CPU timings: a CUDA graph replays timed work alone")
-        samples = _cuda_samples(fn, warmup, min_repeats, budget_s, inner)
-    else:
-        with cpu_threads(threads):
-            samples = _cpu_samples(fn, before or _nothing, warmup, min_repeats, budget_s, inner)
-    return summarize(samples, used_cuda_graph=device.startswith("cuda")).per(inner)
+        recording = cudagraph.record(fn, device=device, warmup=warmup, times=inner)
+        with no_garbage_collection(collect=False):
+            samples = _cuda_samples(recording, device, min_repeats, budget_s, during or _nothing)
+        timing = summarize(samples, used_cuda_graph=True)
+        return replace(timing, kernels=recording.kernels).per(inner)
+    with cpu_threads(threads):
+        samples = _cpu_samples(fn, before or _nothing, warmup, min_repeats, budget_s, inner)
+    return summarize(samples).per(inner)
 
 
 def summarize(samples_us: list[float], *, used_cuda_graph: bool = False) -> Timing:
@@ -130,33 +152,51 @@ def undisturbed(samples: list[tuple[int, int]], min_repeats: int) -> list[float]
 
 
 def _cuda_samples(
-    fn: Callable[[], object], warmup: int, min_repeats: int, budget_s: float, inner: int
+    recording: Recording,
+    device: str,
+    min_repeats: int,
+    budget_s: float,
+    during: Callable[[], object],
 ) -> list[float]:
     import torch
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(warmup):
-            fn()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(inner):
-            fn()
-    graph.replay()
-    torch.cuda.synchronize()
+    # the first replay after recording is slower
+    recording.replay()
+    once = _burst(recording, device, 1, _nothing)[0]
+    count = burst_size(once)
     samples: list[float] = []
     end = time.perf_counter() + budget_s
     while len(samples) < min_repeats or time.perf_counter() < end:
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(CUDA_BURST + 1)]
+        samples += _burst(recording, device, count, during)
+        if len(samples) >= MAX_REPEATS:
+            break
+    torch.cuda.synchronize(device)
+    return samples
+
+
+def burst_size(once_us: float) -> int:
+    """Replays of `once_us` each that are queued at once."""
+    return max(1, min(CUDA_BURST, int(1e6 * CUDA_BURST_S / max(once_us, 1.0))))
+
+
+def _burst(
+    recording: Recording, device: str, count: int, during: Callable[[], object]
+) -> list[float]:
+    """Times of `count` replays in a row."""
+    import torch
+
+    with torch.cuda.device(torch.device(device)):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        if count > SHORT_BURST:
+            # the first event shall find the GPU at work, not waiting for the next launch
+            recording.replay()
         events[0].record()
         for event in events[1:]:
-            graph.replay()
+            recording.replay()
             event.record()
-        torch.cuda.synchronize()
-        samples += [1e3 * a.elapsed_time(b) for a, b in pairwise(events)]
-    return samples
+        during()
+        events[-1].synchronize()
+    return [1e3 * a.elapsed_time(b) for a, b in pairwise(events)]
 
 
 @contextmanager
@@ -173,10 +213,11 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Keep Python's garbage collector out of the samples."""
+def no_garbage_collection(*, collect: bool = True) -> Iterator[None]:
+    """Keep Python's garbage collector out of the samples; by default it runs once before."""
     was_enabled = gc.isenabled()
-    gc.collect()
+    if collect:
+        gc.collect()
     gc.disable()
     try:
         yield

@@ -3,6 +3,7 @@
 if __name__ != "archsearch.profiles":
     raise ImportError("import archsearch.profiles, not profiles: the folder is linked there")
 
+from archsearch.profiles.merge import join
 from archsearch.profiles.schema import KEY
 from archsearch.profiles.schema import canonical_json
 from archsearch.profiles.schema import empty_rows
@@ -21,6 +22,7 @@ __all__ = [
     "cache_root",
     "canonical_json",
     "empty_rows",
+    "join",
     "list_tables",
     "load_table",
     "make_rows",

@@ -35,7 +35,11 @@ SCHEMA = pa.schema(
         pa.field("flops", pa.int64()),
         pa.field("roofline_us", pa.float64()),
         pa.field("energy_j", pa.float64()),
+        pa.field("power_w", pa.float64()),
+        pa.field("sm_clock_mhz", pa.int64()),
+        pa.field("throttled", pa.bool_()),
         pa.field("used_cuda_graph", pa.bool_(), nullable=False),
+        pa.field("session", pa.int64(), nullable=False),
         pa.field("error", pa.string(), nullable=False),
     ]
 )
@@ -52,10 +56,13 @@ def empty_rows() -> pd.DataFrame:
 
 
 def make_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows from dicts; optional columns may be left out. Raises as `checked` does."""
+    """Rows from dicts; optional columns may be left out, and the session where there is but
+    the first. Raises as `checked` does."""
     frame = pd.DataFrame([dict(row) for row in rows])
     if frame.empty:
         return empty_rows()
+    if "session" not in frame:
+        frame["session"] = 0
     for field in SCHEMA:
         if field.name not in frame and field.nullable:
             frame[field.name] = None

@@ -1,12 +1,18 @@
-"""Hash of the source files behind each operator's speed: tells a stale row from a fresh one."""
+"""What tells a stale row from a fresh one: the sources behind each operator's speed, by hash,
+and the versions of the packages whose kernels ran."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
 from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 PACKAGE = Path(__file__).parent.parent
 # what a config or a cost says does not change how fast the module runs, and which backend ran
@@ -20,6 +26,40 @@ def source_hashes(operators: Iterable[str]) -> dict[str, str]:
     """For each operator (or "embedding", "head") a hash of its module and of what that imports
     from this package; "" for one that is not installed."""
     return {name: _source_hash(name) for name in operators}
+
+
+def stale_reasons(rows: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
+    """For every row what it was measured with that is other now, as "flash-attn 2.7 (2.8 is
+    installed)"; "" if nothing is. A package that is not installed here says nothing."""
+    measured, current = meta["sources"], source_hashes(set(rows["operator"]))
+    changed = {name: measured.get(name) != current[name] for name in current}
+    packages = {entry["id"]: entry.get("packages", {}) for entry in meta.get("sessions", [])}
+    keys = rows[["operator", "backend", "session"]].itertuples(index=False, name=None)
+    return [
+        f"other sources of {operator}"
+        if changed[operator]
+        else _package_change(backend, packages.get(session, {}))
+        for operator, backend, session in keys
+    ]
+
+
+def _package_change(backend: str, packages: Mapping[str, Mapping[str, str]]) -> str:
+    """What has changed about the packages behind a backend such as "fla+causal_conv1d"."""
+    for name in backend.split("+"):
+        for package, version in packages.get(name, {}).items():
+            installed = installed_version(package)
+            if installed not in ("", version):
+                return f"{package} {version} ({installed} is installed)"
+    return ""
+
+
+@lru_cache(maxsize=64)
+def installed_version(package: str) -> str:
+    """Version of an installed distribution; "" if it is not there."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 @lru_cache(maxsize=256)

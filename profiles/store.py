@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from archsearch.names import suggestion
 from archsearch.profiles.schema import KEY
 from archsearch.profiles.schema import checked
 from archsearch.profiles.schema import to_arrow
-from archsearch.profiles.sources import source_hashes
+from archsearch.profiles.sources import stale_reasons
 
 ROWS_FILE, META_FILE = "table.parquet", "meta.json"
-FORMAT = 1
+FORMAT = 2
 SHIPPED = Path(__file__).parent / "data"
 
 
@@ -32,20 +33,22 @@ SHIPPED = Path(__file__).parent / "data"
 class Table:
     """Measured `rows` (see `schema`) with their provenance `meta`.
 
-    `stale` names the operators whose sources differ from those that were measured: their rows
-    are left out, or, if the table was loaded with `allow_stale`, kept.
+    `stale` says of each operator why rows of it do not hold any more: its sources, or a kernel
+    package, are others than those that were measured. These rows are left out, or, if the
+    table was loaded with `allow_stale`, kept: `holds_stale`.
     """
 
     name: str
     rows: pd.DataFrame
     meta: Mapping[str, Any]
     path: Path | None = None
-    stale: frozenset[str] = field(default_factory=frozenset)
+    stale: Mapping[str, str] = field(default_factory=dict)
+    holds_stale: bool = False
 
     @property
     def label(self) -> str:
         """The name, with a warning for readers if rows are stale."""
-        held = sorted(self.stale & set(self.rows["operator"]))
+        held = sorted(self.stale) if self.holds_stale else []
         return f"{self.name} (stale: {', '.join(held)})" if held else self.name
 
 
@@ -79,24 +82,31 @@ def list_tables() -> list[TableInfo]:
 def load_table(name_or_path: str | Path, *, allow_stale: bool = False) -> Table:
     """Load a table by name (one measured here wins over a shipped one) or by its folder.
 
-    Rows whose operators' sources have changed since are left out unless `allow_stale`.
+    Rows whose operators' sources have changed since, or that were measured with another version
+    of a kernel package than the one installed here, are left out unless `allow_stale`.
     Raises ValueError for an unknown, corrupt, foreign or entirely stale table.
     """
-    folder = find(name_or_path)
+    table, is_stale = read_table(find(name_or_path))
+    if allow_stale or not is_stale.any():
+        return table
+    rows = table.rows[~is_stale].reset_index(drop=True)
+    if rows.empty:
+        reason = next(iter(table.stale.values()))
+        raise ValueError(
+            f"the table {table.name!r} was measured with {reason}; measure again with"
+            " 'archsearch profile', or allow stale rows"
+        )
+    return replace(table, rows=rows, holds_stale=False)
+
+
+def read_table(folder: Path) -> tuple[Table, pd.Series[bool]]:
+    """The table in `folder` with all its rows, and which of them are stale."""
     meta = read_meta(folder)
     rows = _read_rows(folder / ROWS_FILE)
-    operators = set(rows["operator"])
-    current = source_hashes(operators)
-    measured = meta["sources"]
-    stale = frozenset(name for name in operators if measured.get(name) != current[name])
-    if stale and not allow_stale:
-        rows = rows[~rows["operator"].isin(list(stale))].reset_index(drop=True)
-        if rows.empty:
-            raise ValueError(
-                f"the table {folder.name!r} was measured with other operator sources; measure"
-                " again with 'archsearch profile', or allow stale rows"
-            )
-    return Table(folder.name, rows, meta, folder, stale)
+    reasons = stale_reasons(rows, meta)
+    stale = {name: why for name, why in zip(rows["operator"], reasons, strict=True) if why}
+    is_stale = pd.Series([bool(why) for why in reasons], index=rows.index, dtype=bool)
+    return Table(folder.name, rows, meta, folder, stale, bool(stale)), is_stale
 
 
 def find(name_or_path: str | Path) -> Path:
@@ -137,7 +147,7 @@ def save_table(table: Table, folder: Path) -> Table:
             path.write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except OSError as error:
         raise OSError(f"cannot write a latency table to {folder}: {error}") from error
-    return Table(folder.name, rows, meta, folder, table.stale)
+    return replace(table, name=folder.name, rows=rows, meta=meta, path=folder)
 
 
 def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
@@ -165,11 +175,30 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return dict(meta)
 
 
+def is_current(folder: Path) -> bool:
+    """Whether the provenance in `folder`, if it can be read at all, has this version's format."""
+    try:
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return True
+    return not isinstance(meta, dict) or meta.get("format") == FORMAT
+
+
 def _check_meta(meta: Any, what: str) -> None:
     if not isinstance(meta, dict) or not isinstance(meta.get("sources"), dict):
         raise ValueError(f"{what} is not the provenance of a latency table: no 'sources'")
     if meta.get("format") != FORMAT:
-        raise ValueError(f"{what} has format {meta.get('format')!r}; this version reads {FORMAT}")
+        raise ValueError(
+            f"{what} has format {meta.get('format')!r} and this version reads {FORMAT}:"
+            " measure again with 'archsearch profile'"
+        )
+    sessions = meta.get("sessions", [])
+    if not isinstance(sessions, list) or not all(_is_session(entry) for entry in sessions):
+        raise ValueError(f"{what}: 'sessions' must be a list of entries with an 'id'")
+
+
+def _is_session(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("id"), int)
 
 
 def _read_rows(path: Path) -> pd.DataFrame:

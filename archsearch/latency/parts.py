@@ -18,15 +18,21 @@ from archsearch.model import build
 from archsearch.space import ArchSpec
 
 
-def make_part(case: Case, device: str) -> tuple[Callable[[], object], nn.Module]:
-    """The call to time and the module that holds its weights. Embedding: the model's own step
-    or prefill without layers and head. Head: alone (in training with the loss)."""
-    settings = json.loads(case.config)
-    spec = ArchSpec.create(hidden_size=case.hidden_size, layers=(), **settings)
-    model = build(spec, device=device, dtype=getattr(torch, case.dtype))
-    if case.operator == EMBEDDING:
-        return _embedding(model, case), model.embed
-    return _head(model, case), model.head
+def build_part(case: Case, device: str) -> HybridLM:
+    """A model without layers, whose embedding or head is timed."""
+    spec = ArchSpec.create(hidden_size=case.hidden_size, layers=(), **json.loads(case.config))
+    return build(spec, device=device, dtype=getattr(torch, case.dtype))
+
+
+def part_weights(model: HybridLM, case: Case) -> nn.Module:
+    """What holds the weights that `case` times."""
+    return model.embed if case.operator == EMBEDDING else model.head
+
+
+def part_call(model: HybridLM, case: Case) -> Callable[[], object]:
+    """The call to time. Embedding: the model's own step or prefill without layers and head.
+    Head: alone (in training with the loss)."""
+    return _embedding(model, case) if case.operator == EMBEDDING else _head(model, case)
 
 
 def _embedding(model: HybridLM, case: Case) -> Callable[[], object]:
@@ -56,7 +62,8 @@ def _head(model: HybridLM, case: Case) -> Callable[[], object]:
     weight = model.head.proj.weight
     tokens = () if case.context == ANY_CONTEXT else (case.context,)
     size = (case.batch, *tokens, case.hidden_size)
-    h = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weight)
+    generator = torch.Generator(weight.device).manual_seed(0)
+    h = torch.randn(size, generator=generator, device=weight.device).to(weight.dtype)
     if case.phase != "train":
         return lambda: model.head(h)
     h = h.detach().requires_grad_()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ METHOD_TEXT = (
     " a sample is one of several distinct layers (column stack) that take turns, behind layers"
     " of other operators that run untimed, as in a hybrid; samples that lost the core count"
     " not, and of three measurements some seconds apart the quietest is kept. On a GPU"
-    " a sample is a CUDA-graph replay of all of them, divided by their number."
+    " a sample is a CUDA-graph replay of all of them, more bytes than the L2 holds several times"
+    " over, less the time of an empty replay, divided by their number; the embedding's row holds"
+    " that time instead."
     " Decode times the layer step at that context, prefill the forward pass that fills a"
     " state, train forward and backward."
 )
@@ -49,10 +53,15 @@ def provenance(device: str) -> dict[str, Any]:
         "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
     }
     if device.startswith("cuda"):
+        from archsearch.latency.nvml import sensor
+
+        found = sensor(device)
         software["cuda"] = str(torch.version.cuda)
+        software["driver"] = (found.driver() if found else None) or "unknown"
     return {
         "hardware": measured_hardware(device).to_dict(),
         "software": software,
+        "packages": backend_packages() if device.startswith("cuda") else {},
         "git_commit": git_commit(),
         "method": METHOD,
         "method_text": METHOD_TEXT,
@@ -60,13 +69,34 @@ def provenance(device: str) -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def session(number: int, meta: Mapping[str, Any], ceilings: Mapping[str, float]) -> dict[str, Any]:
+    """The entry of one stretch of measuring in a table's list of `sessions`."""
+    kept = ("measured", "git_commit", "software", "packages")
+    return {"id": number, **{key: meta[key] for key in kept}, "ceilings": dict(ceilings)}
+
+
+def backend_packages() -> dict[str, dict[str, str]]:
+    """For every backend that a package brings, {package: version} of what is installed; triton,
+    which compiles most of their kernels, stands for itself."""
+    from archsearch.operators.backends import PACKAGES
+
+    found = {}
+    for backend, package in {**PACKAGES, "triton": "triton"}.items():
+        try:
+            if package:
+                found[backend] = {package: metadata.version(package)}
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What keeps the rows of two provenances out of one table, as "torch 2.12 -> 2.13"."""
     pairs = {
-        "hardware": (old.get("hardware", {}).get("slug"), new["hardware"]["slug"]),
-        "torch": (old.get("software", {}).get("torch"), new["software"]["torch"]),
-        "cuda": (old.get("software", {}).get("cuda"), new["software"].get("cuda")),
-        "method": (old.get("method"), new["method"]),
+        "hardware": (old.get("hardware", {}).get("slug"), new.get("hardware", {}).get("slug")),
+        "torch": (old.get("software", {}).get("torch"), new.get("software", {}).get("torch")),
+        "cuda": (old.get("software", {}).get("cuda"), new.get("software", {}).get("cuda")),
+        "method": (old.get("method"), new.get("method")),
     }
     return [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
 

@@ -6,6 +6,7 @@ Legend: B rows, T tokens, H hidden size.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -18,21 +19,30 @@ from torch import Tensor
 from torch import nn
 
 from archsearch import operators
+from archsearch.latency.cases import EMBEDDING
 from archsearch.latency.cases import PARTS
 from archsearch.latency.cases import Case
 from archsearch.latency.cases import config_key
 from archsearch.latency.cases import part_cost
-from archsearch.latency.parts import make_part
+from archsearch.latency.parts import part_call
+from archsearch.latency.parts import part_weights
+from archsearch.latency.shelf import Shelf
 from archsearch.model import Layer
 from archsearch.operators import Cost
+from archsearch.operators import backends
 from archsearch.operators.layer import State
-from archsearch.operators.sequence import SequenceInfo
 
-# distinct layers of the measured operator: more where a layer is quick
+# distinct layers of the measured operator on a CPU: more where a layer is quick
 STACK = {"decode": 6, "prefill": 3, "train": 2}
+# on a GPU at least and at most so many, within that as many as exceed the L2 so many times
+GPU_STACK = {"decode": (2, 32), "prefill": (2, 4), "train": (2, 3)}
+L2_TIMES = 4
+# what of a GPU's memory layers and their states may take: the rest is for activations
+ROOM = 0.85
+# an embedding alone is over before the next replay can be launched
+EMBEDDING_CALLS = 16
 # what runs between them on a CPU: the first mixer that is another operator, and an FFN
 COMPANY = ("mamba2", "gated_deltanet")
-NORM_EPS = 1e-6
 
 Call = Callable[[], object]
 
@@ -40,7 +50,7 @@ Call = Callable[[], object]
 @dataclass(frozen=True)
 class Work:
     """One timed call that runs `count` of the `distinct` layers, whose weights and states have
-    `num_bytes`; `before` runs untimed ahead of it."""
+    `num_bytes`; `before` runs untimed ahead of it. A GPU shall record it `times` in a row."""
 
     call: Call
     count: int
@@ -49,31 +59,54 @@ class Work:
     backend: str
     cost: Cost
     before: Call | None = None
+    times: int = 1
 
 
-def prepare(case: Case, device: str) -> Work:
-    """Build what `case` times; raises whatever the operator raises.
+def prepare(case: Case, device: str, shelf: Shelf | None = None) -> Work:
+    """Build what `case` times and run a first part of it; raises whatever the operator raises,
+    and ValueError where the device's memory is too small.
 
     On a CPU a sample is one layer, the layers taking turns, behind layers of other operators
     that run untimed: a stack of equal layers alone finds its code and weights in the caches
     and is up to twice as fast as the same layers in a hybrid. On a GPU it is the whole stack.
     """
-    if case.operator in PARTS:
-        call, module = make_part(case, device)
-        vocabulary = json.loads(case.config)["vocab_size"]
-        calls, backend, cost = [call], "torch", part_cost(case, vocabulary)
-        num_bytes = _weight_bytes([module])
-    else:
-        slots = make_slots(case, device)
-        calls = [slot.call for slot in slots]
-        operator = operators.get(case.operator)
-        config = operator.configure(case.hidden_size, **json.loads(case.config))
-        backend, cost = slots[0].backend, operator.cost(config, case.shape)
-        num_bytes = sum(slot.num_bytes for slot in slots)
+    shelf = shelf or Shelf(device)
+    cost = cost_of(case)
+    slots = make_slots(case, shelf, _num_distinct(case, cost, device))
+    calls = [slot.call for slot in slots]
+    num_bytes = sum(slot.num_bytes for slot in slots)
+    with backends.recorded() as used, torch.inference_mode(case.phase != "train"):
+        calls[0]()
+    backend = backends.label(used, case.operator)
     if device.startswith("cuda"):
-        return Work(_all_of(calls), len(calls), len(calls), num_bytes, backend, cost)
+        times = EMBEDDING_CALLS if case.operator == EMBEDDING else 1
+        return Work(_all_of(calls), len(calls), len(calls), num_bytes, backend, cost, None, times)
     before = None if case.phase == "train" else _in_turn(_company(case))
     return Work(_in_turn(calls), 1, len(calls), num_bytes, backend, cost, before)
+
+
+def cost_of(case: Case) -> Cost:
+    """What one layer of `case` costs."""
+    settings = json.loads(case.config)
+    if case.operator in PARTS:
+        return part_cost(case, settings["vocab_size"])
+    operator = operators.get(case.operator)
+    return operator.cost(operator.configure(case.hidden_size, **settings), case.shape)
+
+
+def stack_size(one_bytes: int, limits: tuple[int, int], l2_bytes: int, memory_bytes: int) -> int:
+    """How many layers of `one_bytes`, states included, are measured on a GPU: enough that none
+    is left in the L2 when its turn comes again. Raises ValueError where they do not fit."""
+    low, high = limits
+    count = min(max(math.ceil(L2_TIMES * l2_bytes / max(one_bytes, 1)), low), high)
+    fit = int(ROOM * memory_bytes / max(one_bytes, 1))
+    # a single one that is larger than the L2 by itself is as good
+    if fit < 1 or (fit < low and one_bytes < 2 * l2_bytes):
+        raise ValueError(
+            f"it needs {one_bytes / 1e9:.0f} GB of GPU memory for one layer and its state;"
+            f" the GPU has {memory_bytes / 1e9:.0f} GB"
+        )
+    return min(count, fit)
 
 
 @dataclass(frozen=True)
@@ -82,32 +115,32 @@ class Slot:
 
     call: Call
     num_bytes: int
-    backend: str
 
 
-def make_slots(case: Case, device: str) -> list[Slot]:
+def make_slots(case: Case, shelf: Shelf, count: int) -> list[Slot]:
     """The distinct layers of `case`, each with its own weights, state and call."""
-    operator = operators.get(case.operator)
-    config = operator.configure(case.hidden_size, **json.loads(case.config))
-    dtype = getattr(torch, case.dtype)
-    generator = torch.Generator().manual_seed(0)
+    if case.operator in PARTS:
+        models = shelf.parts(case, count)
+        return [
+            Slot(part_call(model, case), _weight_bytes(part_weights(model, case)))
+            for model in models
+        ]
+    device, dtype = shelf.device, getattr(torch, case.dtype)
+    generator = torch.Generator(device).manual_seed(0)
     # a decode step writes the token at position `context`
     room = case.context + 1 if case.phase == "decode" else case.context
     tokens = () if case.phase == "decode" else (case.context,)
     slots = []
-    for _ in range(STACK[case.phase]):
-        with torch.random.fork_rng(devices=[]):
-            # torch's own layers draw weights when they are made, which init_weights replaces
-            layer = Layer(operator.build(config), NORM_EPS)
-        layer.init_weights(generator)
-        layer.to(device=device, dtype=dtype)
-        h = torch.randn(case.batch, *tokens, case.hidden_size, generator=generator)
-        h = h.to(device=device, dtype=dtype)
+    for layer in shelf.layers(case, count):
+        size = (case.batch, *tokens, case.hidden_size)
+        h = torch.randn(size, generator=generator, device=device).to(dtype)
+        if case.phase == "train":
+            slots.append(Slot(_train(layer, h), _weight_bytes(layer)))
+            continue
         state = layer.mixer.init_state(case.batch, room, dtype, device)
         fill([state], generator)
-        call = _MAKERS[case.phase](layer, state, h, case)
-        size = _weight_bytes([layer]) + (0 if case.phase == "train" else state.num_bytes)
-        slots.append(Slot(call, size, layer.mixer.backend(h, case.phase)))
+        make = _decode if case.phase == "decode" else _prefill
+        slots.append(Slot(make(layer, state, h, case), _weight_bytes(layer) + state.num_bytes))
     return slots
 
 
@@ -115,7 +148,25 @@ def fill(states: Iterable[State], generator: torch.Generator) -> None:
     """Give the states values as if they had seen tokens: no zeros, nothing denormal."""
     for state in states:
         for tensor in state.tensors.values():
-            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+            if tensor.is_floating_point() and tensor.device.type == generator.device.type:
+                tensor.normal_(std=0.1, generator=generator)
+            else:
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+
+
+def _num_distinct(case: Case, cost: Cost, device: str) -> int:
+    if not device.startswith("cuda"):
+        return 1 if case.operator in PARTS else STACK[case.phase]
+    if case.operator == EMBEDDING:
+        return 1
+    found = torch.cuda.get_device_properties(device)
+    one_bytes = cost.parameters * case.shape.element_bytes
+    if case.phase != "train":
+        one_bytes += cost.state_bytes
+    limits = GPU_STACK[case.phase]
+    if case.operator in PARTS:
+        limits = (1, limits[1])
+    return stack_size(one_bytes, limits, found.L2_cache_size, found.total_memory)
 
 
 def _decode(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
@@ -125,18 +176,14 @@ def _decode(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
 
 
 def _prefill(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
-    seq = SequenceInfo.padded([case.context] * case.batch, case.context, device=h.device)
-    return lambda: layer(h, state=state, seq=seq)
+    del case
+    return lambda: layer(h, state=state)
 
 
-def _train(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
-    del state, case
+def _train(layer: Layer, h: Tensor) -> Call:
     inputs = [h.requires_grad_(), *layer.parameters()]
     gradient = torch.ones_like(h)
     return lambda: torch.autograd.grad(layer(h), inputs, gradient, allow_unused=True)
-
-
-_MAKERS = {"decode": _decode, "prefill": _prefill, "train": _train}
 
 
 def _company(case: Case) -> list[Call]:
@@ -157,7 +204,7 @@ def _company_calls(
     config = config_key(operators.get(name).configure(width))
     # the rows of parts and constant operators name no context; these two have any
     case = Case(name, config, width, phase, batch, max(context, 1), dtype)
-    return [slot.call for slot in make_slots(case, "cpu")]
+    return [slot.call for slot in make_slots(case, Shelf("cpu"), STACK[phase])]
 
 
 def _in_turn(calls: Sequence[Call]) -> Call:
@@ -173,5 +220,5 @@ def _all_of(calls: Sequence[Call]) -> Call:
     return run
 
 
-def _weight_bytes(modules: Iterable[nn.Module]) -> int:
-    return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
+def _weight_bytes(module: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())

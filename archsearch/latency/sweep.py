@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,31 +15,47 @@ from typing import Any
 import pandas as pd
 import torch
 
+import archsearch
 from archsearch import timing
+from archsearch.latency.cases import EMBEDDING
 from archsearch.latency.cases import Case
+from archsearch.latency.ceilings import Ceilings
+from archsearch.latency.ceilings import measure_ceilings
+from archsearch.latency.journal import CASE
+from archsearch.latency.journal import DIED_AGAIN
+from archsearch.latency.journal import Recorder
+from archsearch.latency.journal import blank_row
+from archsearch.latency.journal import died_on
+from archsearch.latency.journal import recover
+from archsearch.latency.nvml import Meter
+from archsearch.latency.nvml import sensor
+from archsearch.latency.plan import Pace
+from archsearch.latency.plan import in_groups
 from archsearch.latency.provenance import differences
 from archsearch.latency.provenance import measured_hardware
 from archsearch.latency.provenance import provenance
+from archsearch.latency.provenance import session
 from archsearch.latency.roofline import floor_us
+from archsearch.latency.shelf import Shelf
+from archsearch.latency.stack import Work
 from archsearch.latency.stack import prepare
 from archsearch.profiles import Table
 from archsearch.profiles import empty_rows
-from archsearch.profiles import load_table
-from archsearch.profiles import make_rows
-from archsearch.profiles import merge
-from archsearch.profiles import save_table
 from archsearch.profiles import source_hashes
 from archsearch.profiles.store import META_FILE
+from archsearch.profiles.store import is_current
+from archsearch.profiles.store import read_table
 from archsearch.timing import CPU_PASSES
+from archsearch.timing import Timing
 
 # done, total, remaining seconds
 OnProgress = Callable[[int, int, float], None]
 
-SAVE_EVERY_S = 3.0
-BUDGET_S = 0.24
+BUDGET_S = {"cpu": 0.24, "cuda": 0.1}
 # cases of a group are measured in turn, so that the passes over one lie seconds apart
 GROUP = 64
 MIN_REPEATS = {"decode": 30, "prefill": 7, "train": 5}
+GPU_MIN_REPEATS = 5
 
 
 def profile(
@@ -45,112 +63,161 @@ def profile(
     *,
     folder: Path,
     device: str = "cpu",
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
+    limit_s: float | None = None,
+    retry: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Table:
-    """Measure the `cases` that the table in `folder` does not have yet, and save it.
+    """Measure the `cases` that the table in `folder` does not have yet, and save it; stop in
+    good order after `limit_s` seconds.
 
-    Rows of an interrupted or earlier sweep are kept; those that failed or whose operator's
-    sources have changed are measured again. A table of other hardware, torch or method that
-    lies there is set aside under another name. Raises OSError where `folder` cannot be written.
+    Rows of an interrupted or earlier sweep are kept; those that failed or are stale are measured
+    again (one on which the process died twice only with `retry`). A table of other hardware,
+    torch, method or format that lies there is set aside under another name. Raises OSError where
+    `folder` cannot be written, or the GPU stops working.
     """
     cases = list(dict.fromkeys(cases))
     meta = provenance(device)
-    old = _earlier_rows(folder, meta)
-    meta["sources"] = source_hashes({*old["operator"], *(case.operator for case in cases)})
-    known = set(old.loc[old["error"] == "", _CASE].itertuples(index=False, name=None))
-    todo = [case for case in cases if tuple(asdict(case).values()) not in known]
-    sweep = _Sweep(Table(folder.name, old, meta, folder), folder)
+    old = _earlier(folder, meta)
+    todo = _todo(old.rows, cases, retry=retry)
+    cuda = device.startswith("cuda")
+    ceilings = measure_ceilings(device) if cuda and todo else None
+    table, number = _with_session(old, meta, todo, ceilings)
+    recorder = Recorder(table, folder, number)
+    budget_s = BUDGET_S["cuda" if cuda else "cpu"] if budget_s is None else budget_s
+    passes = 1 if cuda else CPU_PASSES
+    calls = [
+        (case, again)
+        for group in _turns(todo, device)
+        for again in range(passes)
+        for case in group
+    ]
+    pace, shelf = Pace(case for case, _ in calls), Shelf(device)
     begin = time.monotonic()
-    passes = 1 if device.startswith("cuda") else CPU_PASSES
-    calls = [(case, again) for group in _groups(todo) for again in range(passes) for case in group]
     try:
-        # first of all: a folder that cannot be written is found before any work
-        sweep.save()
         for done, (case, again) in enumerate(calls):
+            started = time.monotonic()
+            if limit_s is not None and started - begin > limit_s:
+                break
             if on_progress:
-                left = (time.monotonic() - begin) / done * (len(calls) - done) if done else 0.0
-                on_progress(len(cases) - len(todo) + done // passes, len(cases), left)
-            row = measure_case(case, device=device, budget_s=budget_s / passes)
-            sweep.add(case, row if not again else _quieter(sweep.row(case), row))
+                on_progress(len(cases) - len(todo) + done // passes, len(cases), pace.left_s)
+            recorder.begin(case)
+            row = measure_case(
+                case,
+                device=device,
+                budget_s=budget_s / passes,
+                shelf=shelf if cuda else None,
+                ceilings=ceilings,
+            )
+            recorder.add(case, row if not again else _quieter(recorder.row(case), row))
+            pace.done(case, time.monotonic() - started)
+            if cuda and row["error"]:
+                _clean_up(case, row, shelf, recorder)
+        else:
+            if on_progress:
+                on_progress(len(cases), len(cases), 0.0)
     finally:
-        sweep.save()
-    if on_progress:
-        on_progress(len(cases), len(cases), 0.0)
-    return sweep.table
+        recorder.save()
+    return recorder.table
 
 
-def measure_case(case: Case, *, device: str = "cpu", budget_s: float = BUDGET_S) -> dict[str, Any]:
+def measure_case(
+    case: Case,
+    *,
+    device: str = "cpu",
+    budget_s: float = BUDGET_S["cpu"],
+    shelf: Shelf | None = None,
+    ceilings: Ceilings | None = None,
+) -> dict[str, Any]:
     """Measure one case; what goes wrong becomes the row's `error`."""
-    row: dict[str, Any] = {
-        **asdict(case),
-        "backend": "",
-        "repeats": 0,
-        "stack": 0,
-        "stack_bytes": 0,
-        "used_cuda_graph": False,
-        "error": "",
-    }
+    row = blank_row(case)
+    meter = Meter(sensor(device))
     try:
-        work = prepare(case, device)
+        work = prepare(case, device, shelf)
         row |= {"backend": work.backend, "stack": work.distinct, "stack_bytes": work.num_bytes}
         row |= {"bytes": work.cost.bytes, "flops": work.cost.flops}
         floor = row["roofline_us"] = floor_us(work.cost, measured_hardware(device))
-        with torch.inference_mode(case.phase != "train"):
-            measured = timing.measure(
-                work.call,
-                device=device,
-                warmup=work.distinct,
-                min_repeats=MIN_REPEATS[case.phase],
-                budget_s=budget_s,
-                before=work.before,
-            ).per(work.count)
+        measured = _time(case, work, device, budget_s, meter)
+        if ceilings is not None:
+            measured = _without_graph(case, work, measured, ceilings)
+        measured = measured.per(work.count)
+        if measured.p10_us <= 0:
+            raise RuntimeError("it takes no longer than the replay of an empty CUDA graph")
         if floor is not None and measured.p50_us < floor:
             raise RuntimeError(
                 f"measured {measured.p50_us:.3g} us, below the floor of {floor:.3g} us"
             )
     except Exception as error:
-        message = str(error).splitlines()[0] if str(error) else ""
-        return row | {"error": f"{type(error).__name__}: {message}"}
+        return row | {"error": _sentence(error)}
+    reading = meter.reading
+    kernels = None if measured.kernels is None else round(measured.kernels)
+    watts = reading.power_w
     return row | {
         "latency_us_p10": measured.p10_us,
         "latency_us_p50": measured.p50_us,
         "latency_us_p90": measured.p90_us,
         "repeats": measured.repeats,
+        "kernels": kernels,
+        "energy_j": None if watts is None else 1e-6 * watts * measured.p50_us,
+        "power_w": watts,
+        "sm_clock_mhz": reading.sm_clock_mhz,
+        "throttled": reading.throttled,
         "used_cuda_graph": measured.used_cuda_graph,
     }
 
 
-_CASE = ["operator", "config", "hidden_size", "phase", "batch", "context", "dtype"]
+def missing(table: Table, cases: Iterable[Case]) -> list[Case]:
+    """Those of the cases that the table has no time for."""
+    return _todo(table.rows, list(cases), retry=True)
 
 
-class _Sweep:
-    """The table as it grows, written every few seconds."""
-
-    def __init__(self, table: Table, folder: Path) -> None:
-        self.table, self.folder = table, folder
-        self._new: dict[Case, dict[str, Any]] = {}
-        self._latest: dict[Case, dict[str, Any]] = {}
-        self._saved_at = time.monotonic()
-
-    def row(self, case: Case) -> dict[str, Any]:
-        return self._latest[case]
-
-    def add(self, case: Case, row: dict[str, Any]) -> None:
-        self._new[case] = self._latest[case] = row
-        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
-            self.save()
-
-    def save(self) -> None:
-        rows = merge(self.table.rows, make_rows(list(self._new.values())))
-        table = Table(self.table.name, rows, self.table.meta, self.folder)
-        self.table = save_table(table, self.folder)
-        self._new.clear()
-        self._saved_at = time.monotonic()
+def _time(case: Case, work: Work, device: str, budget_s: float, meter: Meter) -> Timing:
+    cuda = device.startswith("cuda")
+    with torch.inference_mode(case.phase != "train"):
+        return timing.measure(
+            work.call,
+            device=device,
+            # on a CPU one call is one layer; on a GPU all of them, twice: the second is watched
+            warmup=2 if cuda else work.distinct,
+            min_repeats=GPU_MIN_REPEATS if cuda else MIN_REPEATS[case.phase],
+            budget_s=budget_s,
+            inner=work.times,
+            before=work.before,
+            during=meter,
+        )
 
 
-def _groups(cases: list[Case]) -> list[list[Case]]:
-    return [cases[begin : begin + GROUP] for begin in range(0, len(cases), GROUP)]
+def _without_graph(case: Case, work: Work, measured: Timing, ceilings: Ceilings) -> Timing:
+    """Replaying a graph costs a model once: the embedding's row bears it, the others do not."""
+    measured = measured.plus(-ceilings.graph_us / work.times)
+    return measured.plus(ceilings.graph_us) if case.operator == EMBEDDING else measured
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong and, unless it is the user's input, where in this package."""
+    message = str(error).splitlines()[0] if str(error) else ""
+    text = f"{type(error).__name__}: {message}"
+    root = str(Path(archsearch.__file__).parent)
+    places = [
+        f"{Path(frame.filename).relative_to(root)}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(root)
+    ]
+    return text if isinstance(error, ValueError) or not places else f"{text} ({places[-1]})"
+
+
+def _todo(rows: pd.DataFrame, cases: list[Case], *, retry: bool) -> list[Case]:
+    settled = rows["error"] == ""
+    if not retry:
+        settled |= rows["error"].str.startswith(DIED_AGAIN)
+    known = set(rows.loc[settled, CASE].itertuples(index=False, name=None))
+    return [case for case in cases if tuple(asdict(case).values()) not in known]
+
+
+def _turns(todo: list[Case], device: str) -> list[list[Case]]:
+    if device.startswith("cuda"):
+        return in_groups(todo)
+    return [todo[begin : begin + GROUP] for begin in range(0, len(todo), GROUP)]
 
 
 def _quieter(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -160,13 +227,58 @@ def _quieter(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return min(first, second, key=lambda row: row["latency_us_p50"])
 
 
-def _earlier_rows(folder: Path, meta: dict[str, Any]) -> pd.DataFrame:
-    """Rows in `folder` that still hold; a table they cannot be mixed with is moved aside."""
+def _with_session(
+    old: Table, meta: dict[str, Any], todo: list[Case], ceilings: Ceilings | None
+) -> tuple[Table, int]:
+    """The table to be filled, with an entry for this stretch of measuring, and its number."""
+    used = set(old.rows["session"])
+    sessions = [entry for entry in old.meta.get("sessions", []) if entry["id"] in used]
+    number = max((entry["id"] for entry in sessions), default=-1) + 1
+    if todo:
+        known = {} if ceilings is None else ceilings.to_dict()
+        sessions.append(session(number, meta, known))
+    names = {*old.rows["operator"], *(case.operator for case in todo)}
+    meta = {**meta, "sources": source_hashes(names), "sessions": sessions}
+    return Table(old.name, old.rows, meta, old.path), number
+
+
+def _earlier(folder: Path, meta: dict[str, Any]) -> Table:
+    """The rows in `folder` that still hold; a table they cannot be mixed with is moved aside."""
+    empty = Table(folder.name, empty_rows(), {}, folder)
     if not (folder / META_FILE).exists():
-        return empty_rows()
-    table = load_table(folder, allow_stale=True)
-    if differences(dict(table.meta), meta):
-        stamp = str(table.meta.get("measured", "")).replace(":", "")[:17]
-        os.rename(folder, folder.with_name(f"{folder.name}-until-{stamp or os.getpid()}"))
-        return empty_rows()
-    return table.rows[~table.rows["operator"].isin(list(table.stale))].reset_index(drop=True)
+        return empty
+    if not is_current(folder):
+        _set_aside(folder, "")
+        return empty
+    recover(folder)
+    table, is_stale = read_table(folder)
+    if differences(table.meta, meta):
+        _set_aside(folder, str(table.meta.get("measured", "")))
+        return empty
+    kept = table.rows[~is_stale].reset_index(drop=True)
+    return Table(folder.name, kept, table.meta, folder)
+
+
+def _set_aside(folder: Path, measured: str) -> None:
+    stamp = measured.replace(":", "")[:17]
+    os.rename(folder, folder.with_name(f"{folder.name}-until-{stamp or os.getpid()}"))
+
+
+def _clean_up(case: Case, row: dict[str, Any], shelf: Shelf, recorder: Recorder) -> None:
+    """After a failure on a GPU: free its memory, and stop where the GPU does not work any more."""
+    with suppress(RuntimeError):
+        shelf.clear()
+    if not _still_works(shelf.device):
+        recorder.add(case, row | {"error": f"{died_on(recorder.table, case)}: {row['error']}"})
+        raise OSError(
+            f"the GPU stopped working at {case} ({row['error']}); what was measured is saved:"
+            " run the command again to go on"
+        )
+
+
+def _still_works(device: str) -> bool:
+    try:
+        torch.cuda.synchronize(device)
+        return int((torch.zeros(1, device=device) + 1).item()) == 1
+    except RuntimeError:
+        return False

@@ -151,7 +151,7 @@ def test_stale_rows_are_measured_again(tmp_path: Path, monkeypatch: pytest.Monke
     quick(cases, tmp_path / "mine")
     hashes = sweep.source_hashes([case.operator for case in cases])
     changed = {**hashes, "ffn": "changed"}
-    for module in ("archsearch.latency.sweep", "archsearch.profiles.store"):
+    for module in ("archsearch.latency.sweep", "archsearch.profiles.sources"):
         monkeypatch.setattr(
             f"{module}.source_hashes", lambda names: {name: changed[name] for name in names}
         )

@@ -173,13 +173,13 @@ def test_stale_rows_are_left_out_unless_allowed(tmp_path: Path) -> None:
     save_table(table(*both, sources={**hashes, "attention": "old"}), folder)
     loaded = load_table(folder)
     assert set(loaded.rows["operator"]) == {"ffn"}
-    assert loaded.stale == {"attention"}
+    assert loaded.stale == {"attention": "other sources of attention"}
     assert loaded.label == "mine"
     allowed = load_table(folder, allow_stale=True)
     assert len(allowed.rows) == 2
     assert allowed.label == "mine (stale: attention)"
     save_table(table(sources={}), folder)
-    with pytest.raises(ValueError, match="measured with other operator sources"):
+    with pytest.raises(ValueError, match="measured with other sources of ffn"):
         load_table(folder)
 
 

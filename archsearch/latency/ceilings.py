@@ -1,0 +1,82 @@
+"""What a GPU reaches today: measured at the start of a session, since rows are held against it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from dataclasses import dataclass
+
+import torch
+
+from archsearch import timing
+
+WARM_S = 1.0
+MATMUL = 8192
+# one read of so many bytes, or of a quarter of the memory
+READ_BYTES = 4 << 30
+COLUMNS = 8192
+# kernels of the longer of the two graphs that differ by nothing else
+MANY = 20
+FILLER_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Bytes per second of one large read, FLOPs per second of a large bf16 product, and what
+    replaying a graph costs beyond its kernels."""
+
+    read_bytes_s: float
+    matmul_flops_s: float
+    graph_us: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values, for provenance."""
+        return asdict(self)
+
+
+def measure_ceilings(device: str) -> Ceilings:
+    """Warm the GPU up until its clocks are, then measure what it reaches."""
+    with torch.inference_mode():
+        product = _matmul(device)
+        until = time.perf_counter() + WARM_S
+        while time.perf_counter() < until:
+            product()
+            torch.cuda.synchronize(device)
+        flops = 2.0 * MATMUL**3 / (1e-6 * _median_us(product, device))
+        found = Ceilings(_read_bytes_s(device), flops, _graph_us(device))
+    torch.cuda.empty_cache()
+    return found
+
+
+def _matmul(device: str) -> Callable[[], object]:
+    a, b = (torch.randn(MATMUL, MATMUL, device=device).bfloat16() for _ in range(2))
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def _read_bytes_s(device: str) -> float:
+    """The better of a matrix-vector product and a sum over the same bytes."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    rows = min(READ_BYTES, total // 4) // (2 * COLUMNS)
+    matrix = torch.ones(rows, COLUMNS, dtype=torch.bfloat16, device=device)
+    vector = torch.ones(COLUMNS, dtype=torch.bfloat16, device=device)
+    out = torch.empty(rows, dtype=torch.bfloat16, device=device)
+    floats = matrix.view(torch.float32).flatten()
+    quickest = min(
+        _median_us(lambda: torch.mv(matrix, vector, out=out), device),
+        _median_us(lambda: floats.sum(), device),
+    )
+    return float(1e6 * matrix.numel() * matrix.element_size() / quickest)
+
+
+def _graph_us(device: str) -> float:
+    """Time between two replays: a graph of one kernel against one of many of the same."""
+    filler = torch.zeros(FILLER_BYTES // 4, device=device)
+    one = _median_us(lambda: filler.add_(1), device)
+    many = MANY * _median_us(lambda: filler.add_(1), device, inner=MANY)
+    return max(0.0, one - (many - one) / (MANY - 1))
+
+
+def _median_us(fn: Callable[[], object], device: str, inner: int = 1) -> float:
+    return timing.measure(fn, device=device, inner=inner, budget_s=0.1).p50_us
