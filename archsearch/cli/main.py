@@ -20,6 +20,7 @@ from archsearch.cli import arch
 from archsearch.cli import evolve
 from archsearch.cli import export
 from archsearch.cli import measure
+from archsearch.cli import predict
 from archsearch.cli import presets
 from archsearch.cli import profile
 from archsearch.cli import report
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command("evolve")(evolve.evolve)
 app.command("profile")(profile.profile)
 app.command("measure")(measure.measure)
+app.command("predict")(predict.predict)
 app.command("operators")(zoo.operators)
 app.command("presets")(presets.presets)
 app.command("report")(report.report)
