@@ -17,6 +17,8 @@ from typer.main import get_command
 
 from archsearch import __version__
 from archsearch.cli import arch
+from archsearch.cli import calibrate
+from archsearch.cli import doctor
 from archsearch.cli import evolve
 from archsearch.cli import export
 from archsearch.cli import measure
@@ -38,6 +40,8 @@ app = typer.Typer(
 app.command("evolve")(evolve.evolve)
 app.command("profile")(profile.profile)
 app.command("measure")(measure.measure)
+app.command("calibrate")(calibrate.calibrate)
+app.command("doctor")(doctor.doctor)
 app.command("predict")(predict.predict)
 app.command("operators")(zoo.operators)
 app.command("presets")(presets.presets)

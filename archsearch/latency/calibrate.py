@@ -64,7 +64,7 @@ def read_architectures(path: Path) -> list[ArchSpec]:
     entries = content.get("architecture")
     if not isinstance(entries, list) or not entries or set(content) != {"architecture"}:
         raise ValueError(f"{path} must consist of [[architecture]] entries")
-    specs = [_architecture(entry, f"{path}: architecture {n}") for n, entry in enumerate(entries)]
+    specs = [_architecture(entry, path, number) for number, entry in enumerate(entries, 1)]
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
@@ -72,11 +72,16 @@ def read_architectures(path: Path) -> list[ArchSpec]:
     return specs
 
 
-def _architecture(entry: Mapping[str, Any], what: str) -> ArchSpec:
+def _architecture(entry: Mapping[str, Any], path: Path, number: int) -> ArchSpec:
+    what = f"{path}: architecture {number}"
     if set(entry) != {"name", "spec"} or not all(isinstance(v, str) for v in entry.values()):
         raise ValueError(f"{what} must have the texts 'name' and 'spec'; got {sorted(entry)}")
+    text = entry["spec"]
+    if text.endswith(".json"):
+        # a file that lies beside this one
+        text = str(path.parent / text)
     try:
-        return load(entry["spec"]).model_copy(update={"name": entry["name"]})
+        return load(text).model_copy(update={"name": entry["name"]})
     except ValueError as error:
         raise ValueError(f"{what} ({entry['name']}): {error}") from None
 

@@ -52,10 +52,10 @@ def shape_of(row: Mapping[str, Any]) -> Shape:
 
 
 def append_row(folder: Path, row: Row) -> None:
-    """Add a row to those of `folder`, at once."""
+    """Add a row to those of `folder`, at once; a line that was cut short makes room."""
     path = folder / MEASURED_FILE
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    with path.open("a", encoding="utf-8") as file:
-        # a line that was cut short would swallow this one
-        file.write("\n" if text and not text.endswith("\n") else "")
-        file.write(json.dumps(row, sort_keys=True) + "\n")
+    text = path.read_bytes() if path.exists() else b""
+    with path.open("r+b" if text else "wb") as file:
+        file.truncate(text.rfind(b"\n") + 1)
+        file.seek(0, 2)
+        file.write(json.dumps(row, sort_keys=True).encode() + b"\n")

@@ -19,16 +19,25 @@ DASHES = ("--", ":", "-.")
 
 def new_figure(height: float, width: float = WIDTH_INCHES) -> tuple[Figure, Axes]:
     """One empty plot, `width` by `height` inches."""
+    figure = empty_figure(height, width)
+    return figure, quiet(figure.add_subplot())
+
+
+def empty_figure(height: float, width: float = WIDTH_INCHES) -> Figure:
+    """`width` by `height` inches without plots."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    figure = Figure(figsize=(width, height), layout=layout)
-    axes = figure.add_subplot()
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def quiet(axes: Axes) -> Axes:
+    """The plot with thin, grey lines around it, where there are any."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(style.MUTED)
     axes.tick_params(colors=style.INK, labelsize=9, length=3, color=style.MUTED)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def name_axes(axes: Axes, title: str, x: str, y: str = "") -> None:

@@ -1,0 +1,145 @@
+"""Write architectures.toml: dense presets, homogeneous models, and hybrids drawn from a seed.
+
+    python experiments/calibration/pick.py --profile nvidia-h200
+
+The hybrids are drawn over all mixers and widths; the first of them get as many layers as one
+batch-1 decode latency takes, by the table's predictions (without --profile by bytes and a guess
+at the overhead of a layer). The notation in the file is what counts: nothing is drawn later.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.random import Generator
+
+from archsearch import operators
+from archsearch.latency import predict
+from archsearch.operators import Shape
+from archsearch.profiles import load_table
+from archsearch.space import ArchSpec
+from archsearch.space import count
+from archsearch.space import parse
+from archsearch.space import presets
+from archsearch.space.notation import write_pattern
+
+HERE = Path(__file__).parent
+PRESETS = ("qwen3-0.6b", "llama-3.2-1b", "qwen2.5-1.5b", "nemotron-flash-1b", "nemotron-flash-3b")
+HOMOGENEOUS = ("(a f)x20 @1792", "(m2 f)x24 @1536", "(gd f)x18 @2304")
+WIDTHS = (896, 1024, 1280, 1536, 1792, 2048, 2304, 2560, 3072)
+NUM_MATCHED, NUM_FREE = 8, 4
+LAYERS = range(10, 61)
+PARAMETERS = (0.3e9, 3.0e9)
+TOLERANCE = 0.04
+SHAPE = Shape("decode", 1, 1024, "bfloat16")
+# guesses for want of a table: bytes a second, microseconds that a layer takes beyond its bytes
+BANDWIDTH, MIXER_US, FFN_US = 4.5e12, 40.0, 12.0
+
+Latency = Callable[[ArchSpec], float]
+
+
+def guess(spec: ArchSpec) -> float:
+    costs = count.layers(spec, SHAPE)
+    moved = sum(cost.bytes for cost in costs) + 2 * spec.vocab_size * spec.hidden_size
+    over = (FFN_US if layer.operator == "ffn" else MIXER_US for layer in spec.layers)
+    return 1e6 * moved / BANDWIDTH + sum(over)
+
+
+class Deck:
+    """Deals every mixer once before any comes again."""
+
+    def __init__(self, rng: Generator) -> None:
+        self.rng, self.cards = rng, list[str]()
+
+    def deal(self, number: int) -> list[str]:
+        dealt: list[str] = []
+        while len(dealt) < number:
+            if not self.cards:
+                mixers = [op.code for op in operators.OPERATORS if op.kind == "mixer"]
+                self.cards = [mixers[index] for index in self.rng.permutation(len(mixers))]
+            dealt.append(self.cards.pop())
+        return dealt
+
+
+def draw_unit(rng: Generator, deck: Deck) -> list[str]:
+    """Two to four mixers, most of them followed by one FFN."""
+    unit: list[str] = []
+    for mixer in deck.deal(int(rng.integers(2, 5))):
+        unit += [mixer, *["f"] * int(rng.choice([0, 1, 1, 1, 2]))]
+    return unit if "f" in unit else [*unit, "f"]
+
+
+def of_length(unit: list[str], width: int, layers: int) -> ArchSpec:
+    codes = tuple((unit * (layers // len(unit) + 1))[:layers])
+    return parse(write_pattern(codes, width))
+
+
+def in_size(spec: ArchSpec) -> bool:
+    return PARAMETERS[0] <= count.parameters(spec) <= PARAMETERS[1]
+
+
+def candidates(unit: list[str], width: int) -> Iterator[ArchSpec]:
+    for layers in LAYERS:
+        try:
+            spec = of_length(unit, width, layers)
+        except ValueError:
+            # a mixer that does not exist at this width
+            return
+        if in_size(spec):
+            yield spec
+
+
+def draw_hybrids(rng: Generator, latency: Latency) -> list[ArchSpec]:
+    """Hybrids of one latency first, then some of any."""
+    deck, widths = Deck(rng), [WIDTHS[i] for i in rng.permutation(len(WIDTHS))]
+    drawn = [(draw_unit(rng, deck), widths[n % len(widths)]) for n in range(64)]
+    middle = [list(candidates(unit, width)) for unit, width in drawn]
+    target = float(np.median([latency(specs[len(specs) // 3]) for specs in middle if specs]))
+    matched: list[ArchSpec] = []
+    free: list[ArchSpec] = []
+    for specs in middle:
+        if not specs:
+            continue
+        nearest = min(specs, key=lambda spec: abs(latency(spec) - target))
+        if len(matched) < NUM_MATCHED and abs(latency(nearest) / target - 1) <= TOLERANCE:
+            matched.append(nearest)
+        elif len(free) < NUM_FREE:
+            free.append(specs[int(rng.integers(len(specs)))])
+    print(f"{len(matched)} hybrids of {target / 1e3:.2f} ms")
+    return [*matched, *free]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", help="latency table that judges the hybrids")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=HERE / "architectures.toml")
+    settings = parser.parse_args()
+    latency: Latency = guess
+    if settings.profile:
+        table = load_table(settings.profile)
+        latency = lambda spec: predict(spec, SHAPE, table).latency_us  # noqa: E731
+    found = [(name, name, presets.get(name)) for name in PRESETS]
+    found += [(f"only-{n}", text, parse(text)) for n, text in enumerate(HOMOGENEOUS, 1)]
+    hybrids = draw_hybrids(np.random.default_rng(settings.seed), latency)
+    found += [(f"hybrid-{n:02}", spec.notation, spec) for n, spec in enumerate(hybrids, 1)]
+    judge = f"the table {settings.profile}" if settings.profile else "a guess from their bytes"
+    lines = [
+        "# Whole models that latency tables are held against: `archsearch calibrate`.",
+        f"# The hybrids were drawn by pick.py, seed {settings.seed}; the first {NUM_MATCHED} have"
+        f" one batch-1 decode",
+        f"# latency by {judge}.",
+    ]
+    for name, text, spec in found:
+        size, time = count.parameters(spec) / 1e9, latency(spec) / 1e3
+        lines += ["", f"# {size:.2f} B parameters, {time:.2f} ms"]
+        lines += ["[[architecture]]", f'name = "{name}"', f'spec = "{text}"']
+    settings.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
