@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -102,13 +103,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def git_commit() -> str | None:
-    """Commit of this checkout, "-dirty" with changes; None outside a checkout of this project."""
+    """Commit of this checkout, "-dirty" with changes; outside a checkout of this project what
+    $ARCHSEARCH_COMMIT says, or None."""
     package = Path(archsearch.__file__).parent
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("ARCHSEARCH_COMMIT")
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -166,9 +166,15 @@ def measure_case(
     }
 
 
-def missing(table: Table, cases: Iterable[Case]) -> list[Case]:
-    """Those of the cases that the table has no time for."""
-    return _todo(table.rows, list(cases), retry=True)
+def missing(rows: pd.DataFrame, cases: Iterable[Case]) -> list[Case]:
+    """Those of the cases that the rows have no time for."""
+    return untried(rows[rows["error"] == ""], cases)
+
+
+def untried(rows: pd.DataFrame, cases: Iterable[Case]) -> list[Case]:
+    """Those of the cases that have no row, not even a failed one."""
+    known = set(rows[CASE].itertuples(index=False, name=None))
+    return [case for case in cases if tuple(asdict(case).values()) not in known]
 
 
 def _time(case: Case, work: Work, device: str, budget_s: float, meter: Meter) -> Timing:
@@ -207,11 +213,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _todo(rows: pd.DataFrame, cases: list[Case], *, retry: bool) -> list[Case]:
-    settled = rows["error"] == ""
-    if not retry:
-        settled |= rows["error"].str.startswith(DIED_AGAIN)
-    known = set(rows.loc[settled, CASE].itertuples(index=False, name=None))
-    return [case for case in cases if tuple(asdict(case).values()) not in known]
+    left = missing(rows, cases)
+    return left if retry else untried(rows[rows["error"].str.startswith(DIED_AGAIN)], left)
 
 
 def _turns(todo: list[Case], device: str) -> list[list[Case]]:
