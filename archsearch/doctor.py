@@ -25,10 +25,9 @@ from archsearch.operators import PHASES
 from archsearch.operators import Phase
 from archsearch.operators import backends
 from archsearch.operators.backends import Request
-from archsearch.profiles import source_hashes
 from archsearch.profiles.store import TableInfo
 from archsearch.profiles.store import list_tables
-from archsearch.profiles.store import read_meta
+from archsearch.profiles.store import read_table
 from archsearch.timing import CPU_THREADS
 
 # the width that operators are built at to be asked: every one of them exists there
@@ -62,13 +61,14 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """A latency table as seen from this machine; `problem` where it cannot be read."""
+    """A latency table as seen from this machine: why an operator's rows are stale, and the
+    `problem` where it cannot be read."""
 
     info: TableInfo
     rows: int
     measured: str
     fits: bool
-    stale: tuple[str, ...]
+    stale: Mapping[str, str]
     problem: str = ""
 
 
@@ -168,15 +168,13 @@ def _driver() -> str:
 
 def _table(info: TableInfo, slugs: set[str]) -> TableState:
     try:
-        meta = read_meta(info.path)
+        table, _ = read_table(info.path)
     except ValueError as error:
-        return TableState(info, 0, "", False, (), str(error))
-    measured: dict[str, str] = meta["sources"]
-    current = source_hashes(measured)
+        return TableState(info, 0, "", False, {}, str(error))
     return TableState(
         info,
-        rows=int(meta.get("rows", 0)),
-        measured=str(meta.get("measured", ""))[:10],
-        fits=meta.get("hardware", {}).get("slug") in slugs,
-        stale=tuple(sorted(name for name in measured if measured[name] != current[name])),
+        rows=len(table.rows),
+        measured=str(table.meta.get("measured", ""))[:10],
+        fits=table.meta.get("hardware", {}).get("slug") in slugs,
+        stale=table.stale,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 from typing import Annotated
 from typing import Any
@@ -188,6 +189,9 @@ def _summarize(plan: Plan, folder: Path) -> None:
     console.print(_errors(agreement))
     console.print()
     console.print(_orders(agreement))
+    if len(agreement.left_out):
+        console.print()
+        console.print(_interpolation(agreement))
     for sentence in agreement.failed:
         console.print(f"missing: {sentence}", markup=False, soft_wrap=True)
     console.print(_draw(agreement, plan.table, folder), markup=False, soft_wrap=True)
@@ -224,6 +228,16 @@ def _orders(agreement: Agreement) -> Any:
     return table
 
 
+def _interpolation(agreement: Agreement) -> Any:
+    """Over all operators: the table of each stands in the folder."""
+    table = terminal.plain_table("rows told by their neighbours", "n", "median", "p90")
+    sizes = agreement.left_out.assign(error=agreement.left_out["error"].abs())
+    for (phase, axis), errors in sizes.groupby(["phase", "axis"])["error"]:
+        cells = (f"{errors.median():.1%}", f"{errors.quantile(0.9):.1%}")
+        table.add_row(f"{phase}, along the {axis}", str(len(errors)), *cells)
+    return table
+
+
 def _tau(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
@@ -252,7 +266,7 @@ def _repeat(table: Table, count: int, seed: int, device: str, folder: Path) -> N
         console.print(f"failed: {sentence}", markup=False, soft_wrap=True)
     console.print(
         f"{len(found.rows)} rows of {found.table_measured[:10]} again: median difference"
-        f" {found.median:+.2%}, in size {found.median_size:.2%}; {found.within} within"
+        f" {found.median:+.2%}, in size {found.median_size:.2%}; {found.within} of them within"
         f" {found.tolerance:.0%}; kept in {folder}",
         soft_wrap=True,
     )
@@ -261,12 +275,12 @@ def _repeat(table: Table, count: int, seed: int, device: str, folder: Path) -> N
 def _repeated(found: Repeat) -> Any:
     table = terminal.plain_table("phase", "rows", "median difference", "largest", "within 3 %")
     for phase, rows in found.by_phase().items():
-        sizes = sorted(abs(row.difference) for row in rows)
+        sizes = [abs(row.difference) for row in rows]
         table.add_row(
             phase,
             str(len(rows)),
-            f"{sizes[len(sizes) // 2]:.2%}",
-            f"{sizes[-1]:.2%}",
+            f"{median(sizes):.2%}",
+            f"{max(sizes):.2%}",
             str(sum(size <= found.tolerance for size in sizes)),
         )
     return table

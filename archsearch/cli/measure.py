@@ -84,10 +84,12 @@ def _measure(
             console.print(f"measuring {shape.phase} {shape.batch} × {shape.context}", end="\r")
         try:
             found[shape] = model.measure(shape)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             if len(shapes) == 1:
                 raise
             found[shape] = str(error)
+    if all(isinstance(one, str) for one in found.values()):
+        raise ValueError(next(iter(found.values())))
     return found
 
 
@@ -118,6 +120,7 @@ def _row(
     row: dict[str, Any] = {"phase": shape.phase, "batch": shape.batch, "context": shape.context}
     if isinstance(measured, str):
         return row | {"error": measured}
+    row["error"] = ""
     timing = measured.timing
     row |= {
         "latency_us": {"p10": timing.p10_us, "p50": timing.p50_us, "p90": timing.p90_us},
@@ -125,10 +128,12 @@ def _row(
         "used_cuda_graph": timing.used_cuda_graph,
         "kernels": timing.kernels,
         "tokens_per_s": measured.tokens_per_s,
-        "weight_bytes": measured.weight_bytes,
-        "state_bytes": measured.state_bytes,
-        "peak_bytes": measured.peak_bytes,
-        "energy_j_per_token": measured.energy_j_per_token,
+        "memory_bytes": {
+            "weights": measured.weight_bytes,
+            "state": measured.state_bytes,
+            "peak": measured.peak_bytes,
+        },
+        "energy_per_token_j": measured.energy_per_token_j,
         "backends": dict(measured.backends),
     }
     return row if table is None else row | _compared(spec, shape, timing.p50_us, table)
@@ -141,7 +146,7 @@ def _compared(spec: ArchSpec, shape: Shape, measured_us: float, table: Table) ->
         predicted = predict(spec, shape, table).latency_us
     except ValueError as error:
         return {"predicted_us": None, "not_predicted": str(error)}
-    return {"predicted_us": predicted, "error": predicted / measured_us - 1}
+    return {"predicted_us": predicted, "relative_error": predicted / measured_us - 1}
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -150,11 +155,11 @@ def _print(report: dict[str, Any]) -> None:
         f"[bold]{report['name'] or report['id']}[/]  {report['notation']}", soft_wrap=True
     )
     rows = report["measurements"]
-    done = [row for row in rows if "latency_us" in row]
+    done = [row for row in rows if not row["error"]]
     for name, value in (
         ("on", f"{report['hardware']}, {report['dtype']}"),
         ("parameters", f"{report['parameters']:,}"),
-        ("weights", terminal.size(done[0]["weight_bytes"]) if done else ""),
+        ("weights", terminal.size(done[0]["memory_bytes"]["weights"])),
         *((f"{backend}", ", ".join(names)) for backend, names in _backends(done).items()),
     ):
         facts.add_row(name, value)
@@ -162,7 +167,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print()
     console.print(_latencies(done, compared=report["table"] is not None))
     for row in rows:
-        if sentence := row.get("error" if row not in done else "not_predicted"):
+        if sentence := row["error"] or row.get("not_predicted"):
             console.print(sentence, markup=False, soft_wrap=True)
 
 
@@ -172,7 +177,7 @@ def _latencies(rows: Sequence[dict[str, Any]], *, compared: bool) -> Any:
     if not compared:
         columns = ["phase", "batch", "context", "ms p10", "p50", "p90"]
     columns += ["tokens/s", "memory"]
-    extras = {"kernels": "kernels", "mJ/token": "energy_j_per_token"}
+    extras = {"kernels": "kernels", "mJ/token": "energy_per_token_j"}
     shown = [name for name, key in extras.items() if any(row[key] is not None for row in rows)]
     table = terminal.plain_table(*columns, *shown)
     for row in rows:
@@ -180,12 +185,13 @@ def _latencies(rows: Sequence[dict[str, Any]], *, compared: bool) -> Any:
         if compared:
             times = [times[1], *_off(row)]
         cells = [row["phase"], str(row["batch"]), str(row["context"]), *times]
-        memory = row["peak_bytes"] or row["weight_bytes"] + row["state_bytes"]
+        parts = row["memory_bytes"]
+        memory = parts["peak"] or parts["weights"] + parts["state"]
         cells += [terminal.count(row["tokens_per_s"]), terminal.size(memory)]
         if "kernels" in shown:
             cells.append(f"{row['kernels'] or 0:.0f}")
         if "mJ/token" in shown:
-            cells.append(f"{1e3 * (row['energy_j_per_token'] or 0):.3g}")
+            cells.append(f"{1e3 * (row['energy_per_token_j'] or 0):.3g}")
         table.add_row(*cells)
     return table
 
@@ -193,7 +199,7 @@ def _latencies(rows: Sequence[dict[str, Any]], *, compared: bool) -> Any:
 def _off(row: dict[str, Any]) -> tuple[str, str]:
     if row["predicted_us"] is None:
         return "–", "–"
-    return f"{row['predicted_us'] / 1e3:.3f}", f"{row['error']:+.1%}"
+    return f"{row['predicted_us'] / 1e3:.3f}", f"{row['relative_error']:+.1%}"
 
 
 def _backends(rows: Sequence[dict[str, Any]]) -> dict[str, list[str]]:

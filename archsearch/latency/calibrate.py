@@ -30,12 +30,15 @@ from archsearch.latency.agreement import rank_orders
 from archsearch.latency.calibration import Group
 from archsearch.latency.calibration import write_calibration
 from archsearch.latency.cases import PARTS
+from archsearch.latency.holdout import leave_one_out
+from archsearch.latency.holdout import summarise
 from archsearch.latency.measured import Row
 from archsearch.latency.measured import append_row
 from archsearch.latency.measured import read_rows
 from archsearch.latency.measured import shape_of
 from archsearch.latency.measured import valid_rows
 from archsearch.latency.predict import predict
+from archsearch.latency.provenance import backend_packages
 from archsearch.latency.provenance import git_commit
 from archsearch.latency.provenance import measured_hardware
 from archsearch.latency.whole import Measurement
@@ -47,6 +50,7 @@ from archsearch.space import ArchSpec
 from archsearch.space import load
 
 RESULTS_FILE, SUMMARY_FILE = "results.csv", "summary.json"
+INTERPOLATION_FILE = "interpolation.csv"
 # seconds of replays per model and shape
 BUDGET_S = 0.2
 
@@ -120,7 +124,7 @@ def measure_all(
 
     Only what the table predicts is measured. Returns whether all is done (False after
     `limit_s` seconds). Raises ValueError where the table is another device's, OSError where
-    the folder cannot be written, RuntimeError where the GPU is lost to a failed kernel.
+    the folder cannot be written or the GPU stops working.
     """
     check_same_device(plan.table, device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +162,6 @@ def _measure_spec(
     spec: ArchSpec, shapes: Sequence[Shape], device: str, budget_s: float
 ) -> Iterator[Row]:
     """A row per shape; the model is freed at the end."""
-    sources = _sources(spec)
     base: Row = {
         "name": spec.name,
         "notation": spec.notation,
@@ -166,7 +169,8 @@ def _measure_spec(
         "hardware": measured_hardware(device).slug,
         "torch": str(torch.__version__),
         "git_commit": git_commit(),
-        "sources": sources,
+        "sources": _sources(spec),
+        "packages": _packages(device),
     }
     model: WholeModel | None = None
     for shape in shapes:
@@ -210,13 +214,23 @@ def check_same_device(table: Table, device: str) -> None:
 
 
 def _check_alive(device: str, error: str) -> None:
-    """Raise RuntimeError where a failed kernel has taken the GPU's context with it."""
+    """Raise OSError where a failed kernel has taken the GPU's context with it."""
     if not device.startswith("cuda"):
         return
     try:
         torch.cuda.synchronize(device)
     except RuntimeError:
-        raise RuntimeError(f"the GPU failed and this process cannot go on ({error})") from None
+        raise OSError(
+            f"the GPU stopped working ({error}); what was measured is saved: run the command"
+            " again to go on"
+        ) from None
+
+
+def _packages(device: str) -> dict[str, str]:
+    """Versions of what kernels come from."""
+    if not device.startswith("cuda"):
+        return {}
+    return {name: text for found in backend_packages().values() for name, text in found.items()}
 
 
 def _sources(spec: ArchSpec) -> dict[str, str]:
@@ -232,6 +246,8 @@ class Agreement:
     orders: tuple[RankOrder, ...]
     # what is missing, and why
     failed: tuple[str, ...]
+    # how well the table's rows are told by their neighbours (see `holdout.leave_one_out`)
+    left_out: pd.DataFrame
 
 
 def compare(plan: Plan, folder: Path) -> Agreement:
@@ -254,6 +270,7 @@ def compare(plan: Plan, folder: Path) -> Agreement:
         tuple(group_errors(comparisons)),
         tuple(rank_orders(comparisons)),
         tuple(failed),
+        leave_one_out(plan.table),
     )
 
 
@@ -277,6 +294,8 @@ def write_agreement(agreement: Agreement, plan: Plan, folder: Path) -> None:
     text = json.dumps(summary, indent=2) + "\n"
     (folder / SUMMARY_FILE).write_text(text, encoding="utf-8")
     _write_results(agreement, plan, folder)
+    interpolation = summarise(agreement.left_out)
+    interpolation.to_csv(folder / INTERPOLATION_FILE, index=False, float_format="%.5f")
     if plan.table.path is not None:
         write_calibration(plan.table.path, agreement.groups, origin)
 

@@ -10,6 +10,7 @@ from typing import Any
 from archsearch.operators import Shape
 from archsearch.profiles import Table
 from archsearch.profiles import source_hashes
+from archsearch.profiles.sources import installed_version
 
 MEASURED_FILE = "measured.jsonl"
 
@@ -33,17 +34,26 @@ def read_rows(folder: Path) -> list[Row]:
 
 def valid_rows(folder: Path, table: Table) -> list[Row]:
     """The latest row per model and shape that was measured on the table's device with the
-    operators' present sources; with a table that holds stale rows, with any sources."""
+    present sources and kernel packages; with a table that holds stale rows, with any."""
     latest: dict[tuple[str, Shape], Row] = {}
     for row in read_rows(folder):
         if row["hardware"] != table.meta.get("hardware", {}).get("slug"):
             continue
-        if table.stale or source_hashes(row["sources"]) == row["sources"]:
+        if table.holds_stale or is_fresh(row):
             key = row["id"], shape_of(row)
             # a failure does not undo a measurement
             if key not in latest or not row["error"] or latest[key]["error"]:
                 latest[key] = row
     return list(latest.values())
+
+
+def is_fresh(row: Row) -> bool:
+    """Whether the sources of its operators and the kernel packages are what they were."""
+    same = source_hashes(row["sources"]) == row["sources"]
+    # a package that is not installed here says nothing
+    return same and all(
+        installed_version(package) in ("", version) for package, version in row["packages"].items()
+    )
 
 
 def shape_of(row: Mapping[str, Any]) -> Shape:

@@ -16,7 +16,10 @@ import pandas as pd
 
 from archsearch.latency.calibrate import check_same_device
 from archsearch.latency.cases import Case
+from archsearch.latency.ceilings import Ceilings
+from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.provenance import git_commit
+from archsearch.latency.sweep import BUDGET_S
 from archsearch.latency.sweep import measure_case
 from archsearch.profiles import Table
 from archsearch.timing import CPU_PASSES
@@ -98,10 +101,11 @@ def repeat_rows(table: Table, *, count: int, seed: int, device: str) -> Repeat:
     Raises ValueError where the table is another device's or nothing could be measured.
     """
     check_same_device(table, device)
+    ceilings = measure_ceilings(device) if device.startswith("cuda") else None
     rows, failed = [], []
     for row in sample_rows(table, count, seed).to_dict("records"):
         case = Case(**{name: row[name] for name in Case.__slots__})
-        again = _measure(case, device)
+        again = _measure(case, device, ceilings)
         if again["error"]:
             failed.append(f"{case}: {again['error']}")
         elif again["backend"] != row["backend"]:
@@ -147,9 +151,10 @@ def _plain(row: RepeatedRow) -> Mapping[str, Any]:
     return {**asdict(row.case), "backend": row.backend, **times}
 
 
-def _measure(case: Case, device: str) -> dict[str, Any]:
+def _measure(case: Case, device: str, ceilings: Ceilings | None) -> dict[str, Any]:
     """One row as a sweep measures it; on a CPU the quietest of several measurements."""
-    if device.startswith("cuda"):
-        return measure_case(case, device=device)
-    rows = [measure_case(case, device=device) for _ in range(CPU_PASSES)]
+    if ceilings is not None:
+        return measure_case(case, device=device, budget_s=BUDGET_S["cuda"], ceilings=ceilings)
+    budget_s = BUDGET_S["cpu"] / CPU_PASSES
+    rows = [measure_case(case, device=device, budget_s=budget_s) for _ in range(CPU_PASSES)]
     return min(rows, key=lambda row: row.get("latency_us_p50") or float("inf"))

@@ -53,7 +53,7 @@ class Measurement:
         return self.shape.tokens / self.timing.p50_us * 1e6
 
     @property
-    def energy_j_per_token(self) -> float | None:
+    def energy_per_token_j(self) -> float | None:
         """Energy of one computed token."""
         return None if self.energy_j is None else self.energy_j / self.shape.tokens
 
@@ -157,7 +157,7 @@ def decode_call(model: HybridLM, shape: Shape) -> Callable[[], Tensor]:
     """A call that decodes one token per row, always at the same position."""
     behind = shape.context + model.spec.num_meta_tokens
     state = model.init_state(shape.batch, shape.context + 1)
-    fill(state.layers, torch.Generator().manual_seed(0))
+    fill(state.layers, torch.Generator(model.embed.weight.device).manual_seed(0))
     ids = _ids(model, shape.batch)
 
     @torch.inference_mode()

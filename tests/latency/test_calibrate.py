@@ -230,7 +230,7 @@ def test_models_of_other_sources_do_not_count(plan: Plan, tmp_path: Path) -> Non
     row["sources"]["attention"] = "changed"
     (tmp_path / measured.MEASURED_FILE).write_text(json.dumps(row) + "\n")
     assert not calibrate.compare(one, tmp_path).comparisons
-    stale = replace(plan.table, stale=frozenset({"attention"}))
+    stale = replace(plan.table, holds_stale=True)
     assert len(calibrate.compare(replace(one, table=stale), tmp_path).comparisons) == 1
 
 
