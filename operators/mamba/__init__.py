@@ -35,6 +35,6 @@ MAMBA = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("torch", "reference"),
+    backends=("mamba_ssm", "torch", "reference"),
     source="Gu and Dao 2023, arXiv 2312.00752",
 )

@@ -38,6 +38,6 @@ MAMBA2 = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("torch", "reference"),
+    backends=("mamba_ssm", "torch", "reference"),
     source="Dao and Gu 2024, arXiv 2405.21060",
 )

@@ -6,16 +6,21 @@ K state width.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch import nn
 from torch.nn import functional as F
 
+from archsearch.operators.backends import Request
 from archsearch.operators.common.conv import ShortConv
+from archsearch.operators.common.conv import active_slots
 from archsearch.operators.common.time_step import init_dt_bias
 from archsearch.operators.layer import Mixer
 from archsearch.operators.layer import State
 from archsearch.operators.layer import state_dtype
+from archsearch.operators.mamba2 import kernel
 from archsearch.operators.mamba2.chunked import ssd_chunked
 from archsearch.operators.mamba2.config import Mamba2Config
 from archsearch.operators.mamba2.reference import ssd
@@ -23,6 +28,8 @@ from archsearch.operators.mamba2.reference import ssd_step
 from archsearch.operators.sequence import Rows
 
 A_RANGE = (1.0, 16.0)
+# a raw time step whose softplus is 0
+NEVER = -1e4
 
 
 class GatedRMSNorm(nn.Module):
@@ -46,6 +53,7 @@ class Mamba2(Mixer):
     operator = "mamba2"
     READS = ("in_proj",)
     WRITES = ("out_proj",)
+    config: Mamba2Config
 
     def __init__(self, config: Mamba2Config) -> None:
         super().__init__(config)
@@ -82,49 +90,68 @@ class Mamba2(Mixer):
     def mix(self, x: Tensor, rows: Rows, state: State | None) -> Tensor:
         """See `Mixer.mix`."""
         z, xbc, dt = self.project(x)
-        u, b, c = self.split(self.conv1d(xbc, rows, state))
+        u, b, c = self.split(self.conv1d(xbc, rows, state, activation="silu"))
         mask = rows.mask(x)
         if mask is not None:
             # a step of length zero neither forgets nor adds
-            dt = dt.masked_fill(~mask[..., None], 0)
-        before = None if state is None else state["ssm"]
-        if self.backend(x) == "reference":
-            y, after = ssd(u, dt, self.decay_rate(), b, c, before)
+            dt = dt.masked_fill(~mask[..., None], NEVER)
+        before = None if state is None or rows.starts is None else state["ssm"]
+        # not x: under autocast the projection has the dtype that the scan computes in
+        backend = self.backend(xbc)
+        if backend == "mamba_ssm":
+            y, after = kernel.ssd(u, dt, b, c, self.heads(), before, chunk=self.chunk_size)
         else:
-            y, after = ssd_chunked(u, dt, self.decay_rate(), b, c, before, chunk=self.chunk_size)
+            run = ssd if backend == "reference" else partial(ssd_chunked, chunk=self.chunk_size)
+            y, after = run(u, self.time_steps(dt), self.decay_rate(), b, c, before)
+            y = torch.addcmul(y, u, self.D[:, None])
         if state is not None:
             state.update("ssm", after)
-        return self.finish(y, u, z)
+        return self.finish(y, z)
 
     def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """See `Mixer.mix_step`."""
         z, xbc, dt = self.project(x)
-        u, b, c = self.split(self.conv1d.step(xbc, state, active))
-        y, after = ssd_step(state["ssm"], u, dt, self.decay_rate(), b, c)
-        state.update("ssm", after, active)
-        return self.finish(y, u, z)
+        u, b, c = self.split(self.conv1d.step(xbc, state, active, activation="silu"))
+        if self.backend(xbc, "decode") == "mamba_ssm":
+            y = kernel.step_(state["ssm"], u, dt, b, c, self.heads(), active_slots(active))
+        else:
+            y, after = ssd_step(state["ssm"], u, self.time_steps(dt), self.decay_rate(), b, c)
+            state.update("ssm", after, active)
+            y = torch.addcmul(y, u, self.D[:, None])
+        return self.finish(y, z)
+
+    def refuses(self, backend: str, request: Request) -> str:
+        """See `Mixer.refuses`."""
+        return kernel.refuses(request, self.config) if backend == "mamba_ssm" else ""
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The gate z[...,D], the convolution's input, and the time steps dt[...,N] in fp32."""
+        """The gate z[...,D], the convolution's input, and raw time steps dt[...,N]."""
         inner, channels = self.num_heads * self.head_dim, self.conv1d.weight.shape[0]
         z, xbc, dt = self.in_proj(x).split([inner, channels, self.num_heads], dim=-1)
-        return z, xbc, F.softplus(dt.float() + self.dt_bias.float())
+        return z, xbc, dt
 
     def split(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs [...,N,P] and the maps B and C [...,G,K] from the convolution's output."""
         inner, maps = self.num_heads * self.head_dim, self.num_groups * self.d_state
-        u, b, c = F.silu(xbc).split([inner, maps, maps], dim=-1)
+        u, b, c = xbc.split([inner, maps, maps], dim=-1)
         return (
             u.unflatten(-1, (self.num_heads, self.head_dim)),
             b.unflatten(-1, (self.num_groups, self.d_state)),
             c.unflatten(-1, (self.num_groups, self.d_state)),
         )
 
+    def heads(self) -> kernel.Heads:
+        """What mamba-ssm's kernels need of each head."""
+        return kernel.Heads(self.decay_rate(), self.D, self.dt_bias)
+
+    def time_steps(self, dt: Tensor) -> Tensor:
+        """Time steps [...,N] in fp32 from what the projection gives."""
+        return F.softplus(dt.float() + self.dt_bias.float())
+
     def decay_rate(self) -> Tensor:
         """A[N], negative, in fp32."""
         return -self.A_log.float().exp()
 
-    def finish(self, y: Tensor, u: Tensor, z: Tensor) -> Tensor:
-        """Add the skip D u, gate by z and normalise, and project back to the hidden size."""
-        y = torch.addcmul(y, u, self.D[:, None])
+    def finish(self, y: Tensor, z: Tensor) -> Tensor:
+        """Gate y[...,N,P] by z and normalise, and project back to the hidden size."""
         return self.out_proj(self.norm(y.flatten(-2), z))
