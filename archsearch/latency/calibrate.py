@@ -30,6 +30,7 @@ from archsearch.latency.agreement import rank_orders
 from archsearch.latency.calibration import Group
 from archsearch.latency.calibration import write_calibration
 from archsearch.latency.cases import PARTS
+from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.holdout import leave_one_out
 from archsearch.latency.holdout import summarise
 from archsearch.latency.measured import Row
@@ -133,6 +134,9 @@ def measure_all(
     todo = [(spec, _missing(spec, plan, known)) for spec in plan.specs]
     # what failed last time comes last: it may take the device with it
     failed = {row["id"] for row in read_rows(folder) if row["error"]}
+    if device.startswith("cuda") and any(shapes for _, shapes in todo):
+        # brings the clocks up
+        measure_ceilings(device)
     for spec, shapes in sorted(todo, key=lambda item: item[0].id in failed):
         if not shapes:
             continue
@@ -197,6 +201,8 @@ def _values(measurement: Measurement) -> Row:
         "used_cuda_graph": timing.used_cuda_graph,
         "kernels": timing.kernels,
         "energy_j": measurement.energy_j,
+        "sm_clock_mhz": measurement.reading.sm_clock_mhz,
+        "throttled": measurement.reading.throttled,
         "state_bytes": measurement.state_bytes,
         "memory_bytes": measurement.memory_bytes,
         "backends": dict(measurement.backends),

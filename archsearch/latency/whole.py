@@ -36,7 +36,7 @@ class Measurement:
     """One call of a whole model (a decode step, a prefill, forward and backward) at a shape.
 
     `backends` names what ran for each operator; `peak_bytes` is all that the GPU's allocator
-    held at once, weights included, `energy_j` what one call took (both None where unknown).
+    held at once, weights included (None on a CPU); `reading` is what NVML said meanwhile.
     """
 
     shape: Shape
@@ -45,12 +45,18 @@ class Measurement:
     weight_bytes: int
     state_bytes: int
     peak_bytes: int | None
-    energy_j: float | None
+    reading: nvml.Reading
 
     @property
     def tokens_per_s(self) -> float:
         """Tokens of all rows that are computed in a second."""
         return self.shape.tokens / self.timing.p50_us * 1e6
+
+    @property
+    def energy_j(self) -> float | None:
+        """Energy of one call, where the power is known."""
+        watts = self.reading.power_w
+        return None if watts is None else watts * self.timing.p50_us / 1e6
 
     @property
     def energy_per_token_j(self) -> float | None:
@@ -105,16 +111,14 @@ class WholeModel:
                 )
                 for _ in range(passes)
             ]
-        quietest = min(timings, key=lambda measured: measured.p50_us)
-        watts = meter.reading.power_w
         return Measurement(
             shape=shape,
-            timing=quietest,
+            timing=min(timings, key=lambda measured: measured.p50_us),
             backends=dict(backends),
             weight_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
             state_bytes=self._state_bytes(shape),
             peak_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
-            energy_j=None if watts is None else watts * quietest.p50_us / 1e6,
+            reading=meter.reading,
         )
 
     def _state_bytes(self, shape: Shape) -> int:

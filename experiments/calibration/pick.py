@@ -20,6 +20,7 @@ from numpy.random import Generator
 from archsearch import operators
 from archsearch.latency import predict
 from archsearch.operators import Shape
+from archsearch.profiles import Table
 from archsearch.profiles import load_table
 from archsearch.space import ArchSpec
 from archsearch.space import count
@@ -31,7 +32,7 @@ HERE = Path(__file__).parent
 PRESETS = ("qwen3-0.6b", "llama-3.2-1b", "qwen2.5-1.5b", "nemotron-flash-1b", "nemotron-flash-3b")
 HOMOGENEOUS = ("(a f)x20 @1792", "(m2 f)x24 @1536", "(gd f)x18 @2304")
 WIDTHS = (896, 1024, 1280, 1536, 1792, 2048, 2304, 2560, 3072)
-NUM_MATCHED, NUM_FREE = 8, 4
+NUM_MATCHED, NUM_FREE, NUM_DRAWN = 8, 4, 64
 LAYERS = range(10, 61)
 PARAMETERS = (0.3e9, 3.0e9)
 TOLERANCE = 0.04
@@ -39,10 +40,11 @@ SHAPE = Shape("decode", 1, 1024, "bfloat16")
 # guesses for want of a table: bytes a second, microseconds that a layer takes beyond its bytes
 BANDWIDTH, MIXER_US, FFN_US = 4.5e12, 40.0, 12.0
 
-Latency = Callable[[ArchSpec], float]
+# None where the table has no rows for it
+Latency = Callable[[ArchSpec], float | None]
 
 
-def guess(spec: ArchSpec) -> float:
+def guess(spec: ArchSpec) -> float | None:
     costs = count.layers(spec, SHAPE)
     moved = sum(cost.bytes for cost in costs) + 2 * spec.vocab_size * spec.hidden_size
     over = (FFN_US if layer.operator == "ffn" else MIXER_US for layer in spec.layers)
@@ -82,33 +84,43 @@ def in_size(spec: ArchSpec) -> bool:
     return PARAMETERS[0] <= count.parameters(spec) <= PARAMETERS[1]
 
 
-def candidates(unit: list[str], width: int) -> Iterator[ArchSpec]:
+def by_table(table: Table) -> Latency:
+    def latency(spec: ArchSpec) -> float | None:
+        try:
+            return predict(spec, SHAPE, table).latency_us
+        except ValueError:
+            return None
+
+    return latency
+
+
+def candidates(unit: list[str], width: int, latency: Latency) -> Iterator[tuple[ArchSpec, float]]:
+    """Models of this unit in every allowed length, with their latency."""
     for layers in LAYERS:
         try:
             spec = of_length(unit, width, layers)
         except ValueError:
             # a mixer that does not exist at this width
             return
-        if in_size(spec):
-            yield spec
+        if in_size(spec) and (time := latency(spec)) is not None:
+            yield spec, time
 
 
 def draw_hybrids(rng: Generator, latency: Latency) -> list[ArchSpec]:
     """Hybrids of one latency first, then some of any."""
     deck, widths = Deck(rng), [WIDTHS[i] for i in rng.permutation(len(WIDTHS))]
-    drawn = [(draw_unit(rng, deck), widths[n % len(widths)]) for n in range(64)]
-    middle = [list(candidates(unit, width)) for unit, width in drawn]
-    target = float(np.median([latency(specs[len(specs) // 3]) for specs in middle if specs]))
+    drawn = [(draw_unit(rng, deck), widths[n % len(widths)]) for n in range(NUM_DRAWN)]
+    lengths = [list(candidates(unit, width, latency)) for unit, width in drawn]
+    lengths = [timed for timed in lengths if timed]
+    target = float(np.median([timed[len(timed) // 3][1] for timed in lengths]))
     matched: list[ArchSpec] = []
     free: list[ArchSpec] = []
-    for specs in middle:
-        if not specs:
-            continue
-        nearest = min(specs, key=lambda spec: abs(latency(spec) - target))
-        if len(matched) < NUM_MATCHED and abs(latency(nearest) / target - 1) <= TOLERANCE:
+    for timed in lengths:
+        nearest, time = min(timed, key=lambda item: abs(item[1] - target))
+        if len(matched) < NUM_MATCHED and abs(time / target - 1) <= TOLERANCE:
             matched.append(nearest)
         elif len(free) < NUM_FREE:
-            free.append(specs[int(rng.integers(len(specs)))])
+            free.append(timed[int(rng.integers(len(timed)))][0])
     print(f"{len(matched)} hybrids of {target / 1e3:.2f} ms")
     return [*matched, *free]
 
@@ -121,8 +133,7 @@ def main() -> None:
     settings = parser.parse_args()
     latency: Latency = guess
     if settings.profile:
-        table = load_table(settings.profile)
-        latency = lambda spec: predict(spec, SHAPE, table).latency_us  # noqa: E731
+        latency = by_table(load_table(settings.profile))
     found = [(name, name, presets.get(name)) for name in PRESETS]
     found += [(f"only-{n}", text, parse(text)) for n, text in enumerate(HOMOGENEOUS, 1)]
     hybrids = draw_hybrids(np.random.default_rng(settings.seed), latency)
@@ -135,8 +146,9 @@ def main() -> None:
         f"# latency by {judge}.",
     ]
     for name, text, spec in found:
-        size, time = count.parameters(spec) / 1e9, latency(spec) / 1e3
-        lines += ["", f"# {size:.2f} B parameters, {time:.2f} ms"]
+        size, time = count.parameters(spec) / 1e9, latency(spec)
+        told = "no latency known" if time is None else f"{time / 1e3:.2f} ms"
+        lines += ["", f"# {size:.2f} B parameters, {told}"]
         lines += ["[[architecture]]", f'name = "{name}"', f'spec = "{text}"']
     settings.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
