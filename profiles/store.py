@@ -151,14 +151,16 @@ def save_table(table: Table, folder: Path) -> Table:
 
 
 def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-    """All rows of both; where a key is in both, the new row. A row that failed is replaced by
-    any row of that case, whatever its backend."""
+    """All rows of both; where a key is in both, the new row. A row that failed gives way to a
+    time of that case, whatever its backend, and to a newer failure."""
     if old.empty or new.empty:
         return new if old.empty else old
     case = [name for name in KEY if name != "backend"]
-    failed = old["error"] != ""
-    again = pd.MultiIndex.from_frame(old[case]).isin(pd.MultiIndex.from_frame(new[case]))
-    both = pd.concat([old[~(failed & again)], new], ignore_index=True)
+    both = pd.concat([old, new], ignore_index=True)
+    failed = both["error"] != ""
+    cases = pd.MultiIndex.from_frame(both[case])
+    outdated = cases.isin(cases[~failed]) | both.duplicated(case, keep="last")
+    both = both[~(failed & outdated)]
     return both.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
 
 

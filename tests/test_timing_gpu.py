@@ -1,10 +1,14 @@
-"""The timer on a GPU replays a CUDA graph and is near what the bytes allow. Run: make gpu"""
+"""The timer on a GPU replays a CUDA graph and is near what the bytes allow; a call that cannot
+be recorded leaves CUDA as it was. Run: make gpu"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from archsearch import cudagraph
 from archsearch import hardware
 from archsearch.timing import measure
 
@@ -20,3 +24,51 @@ def test_a_large_copy_takes_what_the_memory_allows() -> None:
     if peaks is not None:
         floor_us = 2 * 2**30 / peaks.bandwidth_bytes_s * 1e6
         assert floor_us < timing.p50_us < 2 * floor_us
+
+
+def test_kernels_are_counted_and_the_host_looks_on() -> None:
+    x = torch.ones(1 << 20, device="cuda")
+    looks: list[int] = []
+    timing = measure(
+        lambda: x.mul_(1).add_(1), device="cuda", inner=3, during=lambda: looks.append(1)
+    )
+    assert timing.kernels == 2
+    assert looks
+
+
+def waits_at_once() -> None:
+    float(torch.ones(1, device="cuda"))
+
+
+def breaks_the_capture() -> None:
+    # no wait that torch knows of: only the capture finds it
+    torch.cuda.current_stream().synchronize()
+
+
+def raises_halfway() -> None:
+    torch.ones(1 << 20, device="cuda").add_(1)
+    if torch.cuda.is_current_stream_capturing():
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("fn", [waits_at_once, breaks_the_capture, raises_halfway])
+def test_what_cannot_be_recorded_raises_and_leaves_cuda_usable(fn: Callable[[], None]) -> None:
+    stream = torch.cuda.current_stream()
+    with pytest.raises((RuntimeError, ZeroDivisionError)):
+        cudagraph.record(fn)
+    assert torch.cuda.current_stream() == stream
+    assert torch.cuda.get_sync_debug_mode() == 0
+    torch.cuda.synchronize()
+    held = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    del held
+    torch.cuda.empty_cache()
+    x = torch.zeros(1000, device="cuda")
+    recording = cudagraph.record(lambda: x.add_(1), warmup=2, times=4)
+    recording.replay()
+    assert x.sum().item() == 6 * 1000
+    assert recording.kernels == 4
+
+
+def test_a_wait_is_told_before_the_capture() -> None:
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        cudagraph.record(waits_at_once)

@@ -39,6 +39,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "stack": 6,
         "stack_bytes": 1000,
         "used_cuda_graph": False,
+        "session": 0,
         "error": "",
         **changes,
     }
@@ -221,3 +222,47 @@ def test_imports_without_torch() -> None:
         "assert not {'torch', 'optuna'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_rows_of_another_package_version_are_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {"flash-linear-attention": "0.6.0", "causal-conv1d": "1.7.0"}
+    monkeypatch.setattr(sources, "installed_version", lambda name: installed.get(name, ""))
+    sessions = [
+        {"id": 0, "packages": {"fla": {"flash-linear-attention": "0.5.0"}}},
+        {
+            "id": 1,
+            "packages": {
+                "fla": {"flash-linear-attention": "0.6.0"},
+                "causal_conv1d": {"causal-conv1d": "1.7.0"},
+            },
+        },
+    ]
+    rows = [
+        row(backend="fla"),
+        row(backend="torch", batch=2),
+        row(backend="fla+causal_conv1d", batch=3, session=1),
+    ]
+    folder = tmp_path / "mine"
+    save_table(table(*rows, sessions=sessions), folder)
+    loaded = load_table(folder)
+    assert loaded.rows["batch"].tolist() == [2, 3]
+    assert loaded.stale == {"ffn": "flash-linear-attention 0.5.0 (0.6.0 is installed)"}
+    assert loaded.label == "mine", "no stale row is held"
+    assert load_table(folder, allow_stale=True).label == "mine (stale: ffn)"
+    installed["causal-conv1d"] = "1.8.0"
+    assert load_table(folder).rows["batch"].tolist() == [2]
+    # a machine without the packages takes the table as it is
+    installed.clear()
+    assert len(load_table(folder).rows) == 3
+    installed["flash-linear-attention"] = "0.7.0"
+    save_table(table(rows[0], sessions=sessions), folder)
+    with pytest.raises(ValueError, match=r"measured with flash-linear-attention 0\.5\.0 \(0\.7"):
+        load_table(folder)
+
+
+@pytest.mark.parametrize("sessions", [{}, [1], [{"measured": "now"}]])
+def test_sessions_are_checked(sessions: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'sessions' must be a list of entries with an 'id'"):
+        save_table(table(sessions=sessions), tmp_path / "mine")

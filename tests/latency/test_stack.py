@@ -1,0 +1,159 @@
+"""What a row times: how many layers, which are shared, and what is said about the GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from archsearch.latency import warm
+from archsearch.latency.cases import Case
+from archsearch.latency.ceilings import Ceilings
+from archsearch.latency.nvml import Meter
+from archsearch.latency.nvml import Reading
+from archsearch.latency.nvml import Sensor
+from archsearch.latency.plan import Grid
+from archsearch.latency.shelf import Shelf
+from archsearch.latency.stack import Work
+from archsearch.latency.stack import stack_size
+from archsearch.latency.sweep import _without_graph
+from archsearch.operators import Cost
+from archsearch.timing import Timing
+
+MB, GB = 10**6, 10**9
+FFN = Case("ffn", '{"activation":"swiglu","intermediate_size":32}', 16, "decode", 1, 0, "float32")
+HEAD = Case("head", '{"head_norm":false,"vocab_size":50}', 16, "decode", 1, 0, "float32")
+
+
+@pytest.mark.parametrize(
+    ("one_bytes", "count"),
+    [(1 * MB, 32), (10 * MB, 20), (60 * MB, 4), (5 * GB, 2), (70 * GB, 1)],
+)
+def test_stacks_exceed_the_cache_and_fit_the_memory(one_bytes: int, count: int) -> None:
+    found = stack_size(one_bytes, (2, 32), 50 * MB, 140 * GB)
+    assert found == count
+    assert found == 32 or found * one_bytes >= 4 * 50 * MB
+
+
+def test_a_layer_that_does_not_fit_says_what_it_needs() -> None:
+    with pytest.raises(ValueError, match=r"needs 130 GB .* the GPU has 140 GB"):
+        stack_size(130 * GB, (2, 32), 50 * MB, 140 * GB)
+    with pytest.raises(ValueError, match="needs 0 GB"):
+        # one alone would stay in the cache
+        stack_size(60 * MB, (2, 32), 50 * MB, 100 * MB)
+
+
+def test_a_shelf_shares_layers_within_a_group() -> None:
+    shelf = Shelf("cpu")
+    before = torch.get_rng_state()
+    first = shelf.layers(FFN, 2)
+    assert shelf.layers(FFN, 3)[:2] == first
+    weights = [layer.mixer.get_parameter("up_proj.weight") for layer in shelf.layers(FFN, 3)]
+    assert not torch.equal(weights[0], weights[1])
+    assert shelf.parts(HEAD, 1)[0].spec.vocab_size == 50
+    assert shelf.layers(FFN, 1)[0] is not first[0], "another group came in between"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_graph_itself_is_counted_once_per_model() -> None:
+    ceilings = Ceilings(4e12, 7e14, 2.0)
+    measured = Timing(10.0, 12.0, 14.0, 5, True, 6.0)
+    layers = Work(lambda: None, 4, 4, 1, "torch", Cost(1, 1, 1, 1))
+    assert _without_graph(FFN, layers, measured, ceilings).per(4).p50_us == 2.5
+    embedding = Case("embedding", '{"vocab_size":50}', 16, "decode", 1, 0, "float32")
+    sixteen = Work(lambda: None, 1, 1, 1, "torch", Cost(1, 1, 1, 1), None, 16)
+    # a sample is one of sixteen calls in a graph; a model has one graph
+    assert _without_graph(embedding, sixteen, measured, ceilings).p50_us == 12.0 - 2 / 16 + 2
+
+
+def test_the_kernels_of_a_call_are_shared_by_its_layers() -> None:
+    measured = Timing(10.0, 12.0, 14.0, 5, True, 6.0)
+    assert measured.per(2).kernels == 3.0
+    assert measured.plus(1.0).p10_us == 11.0
+    assert Timing(1.0, 1.0, 1.0, 1).per(2).kernels is None
+
+
+class FakeNVML:
+    """As much of pynvml as is asked; `missing` functions raise as the driver does."""
+
+    class NVMLError(Exception):
+        """What pynvml raises."""
+
+    def __init__(self, *missing: str, reasons: int = 0) -> None:
+        self._missing, self._reasons = missing, reasons
+
+    def _answer(self, name: str, value: Any) -> Any:
+        if name in self._missing:
+            raise self.NVMLError(name)
+        return value
+
+    def nvmlDeviceGetFieldValues(self, handle: object, fields: list[int]) -> Any:
+        value = SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=412_000))
+        return self._answer("instant", [value])
+
+    def nvmlDeviceGetPowerUsage(self, handle: object) -> int:
+        return self._answer("average", 300_000)
+
+    def nvmlDeviceGetClockInfo(self, handle: object, kind: int) -> int:
+        assert kind == 1
+        return self._answer("clock", 1980)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: object) -> int:
+        return self._answer("reasons", self._reasons)
+
+
+def test_the_sensor_reads_what_the_driver_tells() -> None:
+    assert Sensor(FakeNVML(), None).read() == Reading(412.0, 1980, False)
+    assert Sensor(FakeNVML("instant"), None).read().power_w == 300.0
+    everything = ("instant", "average", "clock", "reasons")
+    assert Sensor(FakeNVML(*everything), None).read() == Reading()
+
+
+@pytest.mark.parametrize(
+    ("reasons", "throttled"),
+    # idle, application clocks, display; power cap, heat, power brake
+    [(0x1, False), (0x2, False), (0x100, False), (0x4, True), (0x40, True), (0x80, True)],
+)
+def test_slowdowns_are_told_from_idling(reasons: int, throttled: bool) -> None:
+    assert Sensor(FakeNVML(reasons=reasons), None).read().throttled is throttled
+
+
+def test_the_meter_looks_at_the_later_half() -> None:
+    readings = iter(
+        [Reading(100.0, 1000, True), *(Reading(watts, 1900, False) for watts in (500.0, 600.0))]
+    )
+    meter = Meter(SimpleNamespace(read=lambda: next(readings)))  # type: ignore[arg-type]
+    for _ in range(3):
+        meter()
+    assert meter.reading == Reading(550.0, 1900, True)
+    nothing = Meter(None)
+    nothing()
+    assert nothing.reading == Reading()
+
+
+def test_what_is_compiled_ahead_is_little_and_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = Grid(
+        codes=("a", "d"),
+        widths=(64,),
+        batches=(1, 2, 4),
+        contexts=(16, 32),
+        train_contexts=(16,),
+        vocab_size=50,
+        dtype="float32",
+    )
+    monkeypatch.setattr(warm, "COMPILED", ("torch",))
+    groups = warm.to_compile(grid.cases())
+    assert [group[0].operator for group in groups] == ["deltanet", "ffn"]
+    shapes = [(case.phase, case.batch, case.context) for case in groups[0]]
+    assert shapes == [
+        ("decode", 1, 0),
+        ("decode", 2, 0),
+        ("prefill", 1, 16),
+        ("prefill", 2, 16),
+        ("train", 1, 16),
+    ]
+    assert warm.run_group(groups[0], "cpu", None)
+    assert not warm.run_group(groups[0], "cpu", 0.0), "the time is over"
+    assert warm.warm([], "cpu", jobs=4) == 0

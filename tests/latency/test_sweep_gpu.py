@@ -1,0 +1,45 @@
+"""A small sweep on a GPU: every operator's decode step, and what a row says. Run: make gpu"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from archsearch.latency import Case
+from archsearch.latency import profile
+from archsearch.latency.ceilings import measure_ceilings
+from archsearch.latency.plan import MIXERS
+from archsearch.latency.plan import Grid
+from archsearch.latency.shelf import Shelf
+from archsearch.latency.sweep import measure_case
+
+pytestmark = pytest.mark.gpu
+
+
+def test_decode_rows_of_all_operators(tmp_path: Path) -> None:
+    grid = Grid(codes=MIXERS, widths=(1024,), batches=(1,), contexts=(1024,))
+    cases = [case for case in grid.cases() if case.phase == "decode"]
+    table = profile(cases, folder=tmp_path / "t", device="cuda")
+    rows = table.rows
+    assert (rows["error"] == "").all(), rows["error"].tolist()
+    assert rows["used_cuda_graph"].all()
+    assert (rows["kernels"] >= 1).all()
+    l2_bytes = torch.cuda.get_device_properties("cuda").L2_cache_size
+    layers = rows[~rows["operator"].isin(["embedding", "head"])]
+    assert ((layers["stack_bytes"] > 2 * l2_bytes) | (layers["stack"] == 32)).all()
+    assert (layers["latency_us_p90"] < 1.5 * layers["latency_us_p10"]).all()
+    (session,) = table.meta["sessions"]
+    assert session["ceilings"]["read_bytes_s"] > 0
+    assert session["ceilings"]["graph_us"] < 20
+
+
+def test_what_does_not_fit_is_a_row_and_the_next_case_runs() -> None:
+    ceilings, shelf = measure_ceilings("cuda"), Shelf("cuda")
+    config = '{"head_dim":128,"num_heads":8,"num_kv_heads":8,"qk_norm":false,"qkv_bias":false}'
+    for context, error in ((1 << 24, "of GPU memory for one layer"), (1024, "")):
+        case = Case("attention", config, 1024, "decode", 128, context, "bfloat16")
+        row = measure_case(case, device="cuda", shelf=shelf, ceilings=ceilings)
+        assert error in row["error"]
+        assert bool(row["error"]) == bool(error), row["error"]
