@@ -82,7 +82,9 @@ def _tables(found: Findings) -> Any:
     table = terminal.plain_table("latency table", "origin", "rows", "measured", "", left=2)
     terminal.let_wrap(table.columns[-1])
     for state in found.tables:
-        notes = [state.problem] if state.problem else []
+        # the folder is named in the first column
+        problem = state.problem.replace(f"{state.info.path}/", "")
+        notes = [problem] if problem else []
         notes += ["of this machine" if state.fits else "of another machine"][: not notes]
         notes += [f"stale: {', '.join(state.stale)}"] if state.stale else []
         row = (state.info.name, state.info.origin, str(state.rows or ""), state.measured)
