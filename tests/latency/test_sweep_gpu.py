@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from archsearch import operators
 from archsearch.latency import Case
 from archsearch.latency import profile
+from archsearch.latency.cases import config_key
 from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.plan import MIXERS
 from archsearch.latency.plan import Grid
@@ -37,7 +39,7 @@ def test_decode_rows_of_all_operators(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_a_row_and_the_next_case_runs() -> None:
     ceilings, shelf = measure_ceilings("cuda"), Shelf("cuda")
-    config = '{"head_dim":128,"num_heads":8,"num_kv_heads":8,"qk_norm":false,"qkv_bias":false}'
+    config = config_key(operators.get("attention").configure(1024, num_kv_heads=8))
     for context, error in ((1 << 24, "of GPU memory for one layer"), (1024, "")):
         case = Case("attention", config, 1024, "decode", 128, context, "bfloat16")
         row = measure_case(case, device="cuda", shelf=shelf, ceilings=ceilings)
