@@ -9,7 +9,6 @@ import json
 import time
 import tomllib
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -35,13 +34,16 @@ from archsearch.latency.holdout import leave_one_out
 from archsearch.latency.holdout import summarise
 from archsearch.latency.measured import Row
 from archsearch.latency.measured import append_row
-from archsearch.latency.measured import read_rows
+from archsearch.latency.measured import begin_row
+from archsearch.latency.measured import forget_begun
+from archsearch.latency.measured import recover_begun
 from archsearch.latency.measured import shape_of
 from archsearch.latency.measured import valid_rows
 from archsearch.latency.predict import predict
 from archsearch.latency.provenance import backend_packages
 from archsearch.latency.provenance import git_commit
 from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.sweep import failure
 from archsearch.latency.whole import Measurement
 from archsearch.latency.whole import WholeModel
 from archsearch.operators import Shape
@@ -130,26 +132,23 @@ def measure_all(
     check_same_device(plan.table, device)
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + (limit_s if limit_s is not None else float("inf"))
-    known = valid_rows(folder, plan.table)
-    todo = [(spec, _missing(spec, plan, known)) for spec in plan.specs]
-    # what failed last time comes last: it may take the device with it
-    failed = {row["id"] for row in read_rows(folder) if row["error"]}
-    if device.startswith("cuda") and any(shapes for _, shapes in todo):
+    recover_begun(folder)
+    todo = _todo(plan, valid_rows(folder, plan.table))
+    if device.startswith("cuda") and todo:
         # brings the clocks up
         measure_ceilings(device)
-    for spec, shapes in sorted(todo, key=lambda item: item[0].id in failed):
-        if not shapes:
-            continue
+    for spec, shapes in todo:
         if time.monotonic() > end:
             return False
         rows: list[Row] = []
         try:
-            for row in _measure_spec(spec, shapes, device, budget_s):
+            for row in _measure_spec(spec, shapes, folder, device, budget_s):
                 append_row(folder, row)
                 rows.append(row)
                 if time.monotonic() > end:
                     break
         finally:
+            forget_begun(folder)
             if on_spec and rows:
                 on_spec(spec, rows)
         if len(rows) < len(shapes):
@@ -157,15 +156,24 @@ def measure_all(
     return True
 
 
-def _missing(spec: ArchSpec, plan: Plan, known: Iterable[Row]) -> list[Shape]:
-    done = {shape_of(row) for row in known if row["id"] == spec.id and not row["error"]}
-    return [shape for shape in plan.questions(spec)[0] if shape not in done]
+def _todo(plan: Plan, known: Sequence[Row]) -> list[tuple[ArchSpec, list[Shape]]]:
+    """What is missing of each model. What failed before comes last, there and on the whole: it
+    may take the device with it."""
+    done = {(row["id"], shape_of(row)) for row in known if not row["error"]}
+    failed = {(row["id"], shape_of(row)) for row in known if row["error"]}
+    todo = []
+    for spec in plan.specs:
+        missing = [shape for shape in plan.questions(spec)[0] if (spec.id, shape) not in done]
+        missing.sort(key=lambda shape: (spec.id, shape) in failed)
+        if missing:
+            todo.append((spec, missing))
+    return sorted(todo, key=lambda item: (item[0].id, item[1][-1]) in failed)
 
 
 def _measure_spec(
-    spec: ArchSpec, shapes: Sequence[Shape], device: str, budget_s: float
+    spec: ArchSpec, shapes: Sequence[Shape], folder: Path, device: str, budget_s: float
 ) -> Iterator[Row]:
-    """A row per shape; the model is freed at the end."""
+    """A row per shape, announced in `folder`; the model is freed at the end."""
     base: Row = {
         "name": spec.name,
         "notation": spec.notation,
@@ -178,17 +186,21 @@ def _measure_spec(
     }
     model: WholeModel | None = None
     for shape in shapes:
-        row = {**base, **asdict(shape), "error": ""}
+        row = {**base, **asdict(shape), "measured": _now(), "error": ""}
+        begin_row(folder, row)
         try:
             if model is None:
                 model = WholeModel(spec, device=device, dtype=shape.dtype)
             row |= _values(model.measure(shape, budget_s=budget_s))
         except Exception as error:
-            row["error"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        row["measured"] = datetime.now(UTC).isoformat(timespec="seconds")
+            row["error"] = failure(error)
         yield row
         if row["error"]:
             _check_alive(device, row["error"])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _values(measurement: Measurement) -> Row:

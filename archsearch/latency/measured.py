@@ -13,6 +13,9 @@ from archsearch.profiles import source_hashes
 from archsearch.profiles.sources import installed_version
 
 MEASURED_FILE = "measured.jsonl"
+# what is being measured, as long as it is: left behind by a process that died
+BEGUN_FILE = "begun.json"
+DIED = "the process died while it measured this"
 
 Row = dict[str, Any]
 
@@ -61,6 +64,29 @@ def shape_of(row: Mapping[str, Any]) -> Shape:
     return Shape(row["phase"], row["batch"], row["context"], row["dtype"])
 
 
+def begin_row(folder: Path, row: Row) -> None:
+    """Note what is about to be measured; `append_row` or `forget_begun` ends it."""
+    (folder / BEGUN_FILE).write_text(json.dumps(row), encoding="utf-8")
+
+
+def forget_begun(folder: Path) -> None:
+    """It was interrupted, and nothing is wrong with it."""
+    (folder / BEGUN_FILE).unlink(missing_ok=True)
+
+
+def recover_begun(folder: Path) -> None:
+    """What an earlier process died on becomes a row that says so."""
+    path = folder / BEGUN_FILE
+    if path.exists():
+        try:
+            row = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            # it died even before it had noted it
+            forget_begun(folder)
+        else:
+            append_row(folder, row | {"error": DIED})
+
+
 def append_row(folder: Path, row: Row) -> None:
     """Add a row to those of `folder`, at once; a line that was cut short makes room."""
     path = folder / MEASURED_FILE
@@ -69,3 +95,4 @@ def append_row(folder: Path, row: Row) -> None:
         file.truncate(text.rfind(b"\n") + 1)
         file.seek(0, 2)
         file.write(json.dumps(row, sort_keys=True).encode() + b"\n")
+    forget_begun(folder)

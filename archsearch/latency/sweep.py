@@ -148,7 +148,7 @@ def measure_case(
                 f"measured {measured.p50_us:.3g} us, below the floor of {floor:.3g} us"
             )
     except Exception as error:
-        return row | {"error": _sentence(error)}
+        return row | {"error": failure(error)}
     reading = meter.reading
     kernels = None if measured.kernels is None else round(measured.kernels)
     watts = reading.power_w
@@ -199,7 +199,7 @@ def _without_graph(case: Case, work: Work, measured: Timing, ceilings: Ceilings)
     return measured.plus(ceilings.graph_us) if case.operator == EMBEDDING else measured
 
 
-def _sentence(error: Exception) -> str:
+def failure(error: Exception) -> str:
     """What went wrong and, unless it is the user's input, where in this package."""
     message = str(error).splitlines()[0] if str(error) else ""
     text = f"{type(error).__name__}: {message}"
@@ -282,6 +282,6 @@ def _clean_up(case: Case, row: dict[str, Any], shelf: Shelf, recorder: Recorder)
 def _still_works(device: str) -> bool:
     try:
         torch.cuda.synchronize(device)
-        return int((torch.zeros(1, device=device) + 1).item()) == 1
+        return bool(torch.randn(2, device=device).isfinite().all())
     except RuntimeError:
         return False

@@ -209,6 +209,30 @@ def test_a_failure_is_a_row_and_tried_again_last(
     assert not calibrate.compare(both, tmp_path).failed
 
 
+def test_what_a_process_died_on_is_a_row(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    real = measured.begin_row
+
+    def kept(folder: Path, row: measured.Row) -> None:
+        real(folder, row)
+        begun.append((folder / measured.BEGUN_FILE).read_text())
+
+    monkeypatch.setattr(calibrate, "begin_row", kept)
+    one = replace(plan, specs=plan.specs[:1])
+    assert calibrate.measure_all(one, tmp_path, device="cpu", budget_s=0.0)
+    assert not (tmp_path / measured.BEGUN_FILE).exists()
+    # the process died on the first of them
+    (tmp_path / measured.MEASURED_FILE).unlink()
+    (tmp_path / measured.BEGUN_FILE).write_text(begun[0])
+    begun.clear()
+    assert calibrate.measure_all(one, tmp_path, device="cpu", budget_s=0.0)
+    assert measured.read_rows(tmp_path)[0]["error"] == measured.DIED
+    assert [json.loads(text)["phase"] for text in begun] == ["decode", "prefill", "decode"]
+    assert not calibrate.compare(one, tmp_path).failed
+
+
 def test_the_time_limit_stops_between_shapes(plan: Plan, tmp_path: Path) -> None:
     options = {"device": "cpu", "budget_s": 0.0}
     assert not calibrate.measure_all(plan, tmp_path, limit_s=0.0, **options)
