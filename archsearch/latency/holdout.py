@@ -20,9 +20,9 @@ def leave_one_out(table: Table) -> pd.DataFrame:
     Summarise it by operator and phase with `summarise`.
     """
     found = [
-        (*layer, axis, batch, context, measured.p50, predicted.p50)
+        (*layer, one.axis, one.batch, one.context, one.measured.p50, one.predicted.p50)
         for layer, surface in index_of(table).surfaces.items()
-        for axis, batch, context, measured, predicted in surface.left_out()
+        for one in surface.left_out()
     ]
     rows = pd.DataFrame(found, columns=list(COLUMNS[:-1]))
     rows["error"] = rows["predicted_us"].astype(float) / rows["measured_us"].astype(float) - 1

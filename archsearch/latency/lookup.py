@@ -58,7 +58,7 @@ class LatencyIndex:
                 ranks[case] = rank
                 curves[_layer(case)][case.batch][case.context] = row
         self.surfaces = {
-            layer: Surface(layer.phase, by_batch, _depth(layer))
+            layer: Surface(by_batch, _work(layer))
             for layer, by_batch in curves.items()
         }
         self._answers: dict[Case, Row] = {}
@@ -158,16 +158,17 @@ def _layer(case: Case) -> Layer:
     return Layer(case.operator, case.config, case.hidden_size, case.phase, case.dtype)
 
 
-def _depth(layer: Layer) -> Callable[[int], float]:
-    """Bytes of state by context, from the operator's own cost; the context where it has none."""
+def _work(layer: Layer) -> Callable[[int], float]:
+    """What a context asks of a layer, by its operator's own cost (see `surface`)."""
 
-    def depth(context: int) -> float:
+    def work(context: int) -> float:
         operator = operators.get(layer.operator)
         config = operator.configure(layer.hidden_size, **json.loads(layer.config))
-        shape = Shape("decode", context=context, dtype=layer.dtype)
-        return operator.cost(config, shape).state_bytes
+        cost = operator.cost(config, Shape(layer.phase, context=context, dtype=layer.dtype))
+        return cost.state_bytes if layer.phase == "decode" else cost.flops
 
-    return float if layer.operator in PARTS else depth
+    # embedding and head treat every token alike
+    return float if layer.operator in PARTS else work
 
 
 def _backend_rank(operator: str, backend: str) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """Measured rows of one layer over batch and context, and what holds between them.
 
-Decode: linear in the batch, and in what the state holds, which for a sliding window ends to
-grow at the window. Prefill and training: along a power law of the tokens. Never outside.
+Between two contexts a time grows as the layer's work does: in decode with the bytes of state,
+which for a sliding window stop growing at the window, in prefill and training with the FLOPs,
+which for attention grow faster than the context. Between two batches it is linear. What a
+layer costs at no work at all (launches, weights) is in both neighbours and so in between, which
+a power law would get wrong by a third. Nothing is said outside of what was measured.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -14,8 +16,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
-
-from archsearch.operators import Phase
 
 
 class Row(NamedTuple):
@@ -32,76 +32,67 @@ class Row(NamedTuple):
 Curve = Mapping[int, Row]
 
 
+class LeftOut(NamedTuple):
+    """A measured row, and what its neighbours along `axis` ("context", "batch") say instead."""
+
+    axis: str
+    batch: int
+    context: int
+    measured: Row
+    predicted: Row
+
+
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """The rows of one layer in one phase; `depth` gives the state that a context needs."""
+    """The rows of one layer in one phase, by batch; `work` says what a context asks of it."""
 
-    phase: Phase
     curves: Mapping[int, Curve]
-    depth: Callable[[int], float]
+    work: Callable[[int], float]
 
     def at(self, batch: int, context: int) -> Row | None:
         """The row at this point, interpolated if need be; None outside what was measured."""
-        curve = self.curves.get(batch)
-        if curve is not None and (found := self._along(curve, context)) is not None:
+        if found := self._along(self.curves.get(batch, {}), context):
             return found
-        reaching = {
+        reached = {
             rows: found
             for rows, curve in self.curves.items()
-            if (found := self._along(curve, context)) is not None
+            if (found := self._along(curve, context))
         }
-        sides = _around(reaching, batch)
-        if sides is None:
+        if (sides := _around(reached, batch)) is None:
             return None
         low, high = sides
-        share = _share(low, high, batch, logarithmic=self._power_law)
-        return _blend(reaching[low], reaching[high], share, geometric=self._power_law)
+        return _blend(reached[low], reached[high], _share(low, high, batch))
 
-    def left_out(self) -> Iterator[tuple[str, int, int, Row, Row]]:
-        """Every inner row ("context" or "batch", batch, context, measured, predicted) beside
-        what its neighbours along that axis alone would have said."""
+    def left_out(self) -> Iterator[LeftOut]:
+        """Every row that has neighbours on both sides, once along each axis that has."""
         for batch, curve in self.curves.items():
             for context, row in curve.items():
-                others = {key: value for key, value in curve.items() if key != context}
-                alone = Surface(self.phase, {batch: others}, self.depth)
-                if (found := alone.at(batch, context)) is not None:
-                    yield "context", batch, context, row, found
+                along = {batch: {key: value for key, value in curve.items() if key != context}}
                 across = {
-                    key: {context: value[context]}
-                    for key, value in self.curves.items()
-                    if key != batch and context in value
+                    key: {context: other[context]}
+                    for key, other in self.curves.items()
+                    if key != batch and context in other
                 }
-                found = Surface(self.phase, across, self.depth).at(batch, context)
-                if found is not None:
-                    yield "batch", batch, context, row, found
-
-    @property
-    def _power_law(self) -> bool:
-        return self.phase != "decode"
+                for axis, rest in (("context", along), ("batch", across)):
+                    if found := Surface(rest, self.work).at(batch, context):
+                        yield LeftOut(axis, batch, context, row, found)
 
     def _along(self, curve: Curve, context: int) -> Row | None:
         if context in curve:
             return curve[context]
-        sides = _around(curve, context)
-        if sides is None:
+        if (sides := _around(curve, context)) is None:
             return None
         low, high = sides
-        if self._power_law:
-            share = _share(low, high, context, logarithmic=True)
-        else:
-            share = self._grown(low, high, context)
-        return _blend(curve[low], curve[high], share, geometric=self._power_law)
-
-    def _grown(self, low: int, high: int, context: int) -> float:
-        """The share of the state's growth from `low` to `high` that `context` has seen."""
-        first, last = self.depth(low), self.depth(high)
+        first, last = self.work(low), self.work(high)
         if first == last:
-            return _share(low, high, context)
-        return (self.depth(context) - first) / (last - first)
+            share = _share(low, high, context)
+        else:
+            share = _share(first, last, self.work(context))
+        return _blend(curve[low], curve[high], share)
 
 
 def _around(points: Iterable[int], at: int) -> tuple[int, int] | None:
-    """The nearest points on both sides of `at`; None where one is missing."""
+    """The nearest points on both sides of `at`, itself among them; None where one is missing."""
     ordered = sorted(points)
     right = bisect_left(ordered, at)
     if right == len(ordered):
@@ -111,20 +102,9 @@ def _around(points: Iterable[int], at: int) -> tuple[int, int] | None:
     return (ordered[right - 1], ordered[right]) if right else None
 
 
-def _share(low: float, high: float, at: float, *, logarithmic: bool = False) -> float:
-    if low == high:
-        return 0.0
-    if logarithmic:
-        low, high, at = math.log(low), math.log(high), math.log(at)
-    return (at - low) / (high - low)
+def _share(low: float, high: float, at: float) -> float:
+    return (at - low) / (high - low) if high != low else 0.0
 
 
-def _blend(low: Row, high: Row, share: float, *, geometric: bool) -> Row:
-    if geometric:
-        return Row(*(_power(a, b, share) for a, b in zip(low, high, strict=True)))
+def _blend(low: Row, high: Row, share: float) -> Row:
     return Row(*(a + share * (b - a) for a, b in zip(low, high, strict=True)))
-
-
-def _power(low: float, high: float, share: float) -> float:
-    # a part that costs nothing has no logarithm
-    return low ** (1 - share) * high**share if low > 0 and high > 0 else math.nan

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from archsearch import operators
 from archsearch.latency import Case
 from archsearch.latency import cases_for_space
 from archsearch.latency import cases_for_spec
@@ -106,16 +107,23 @@ def test_decode_interpolates_linearly(full: Table) -> None:
     assert found.parts["attention"] == pytest.approx(2 * (10 + 320 / 8))
 
 
-def test_prefill_interpolates_along_a_power_law() -> None:
-    lengths = (128, 512)
-    cases = [c for t in lengths for c in cases_for_spec(SPEC, [Shape("prefill", 1, t)])]
-    rows = {}
-    for case in cases:
-        time = float(max(case.context, 1)) ** 2
-        rows[case] = measured(case, latency_us_p10=time, latency_us_p50=time, latency_us_p90=time)
-    square = Table("square", make_rows(rows.values()), {"sources": {}})
-    found = predict(SPEC, Shape("prefill", 1, 200), square)
-    assert found.parts["attention"] == pytest.approx(2 * 200.0**2)
+def test_prefill_interpolates_with_the_flops() -> None:
+    lengths = (128, 200, 512)
+    cases = cases_for_spec(SPEC, [Shape("prefill", 1, t) for t in lengths])
+    attention = {case.context: case for case in cases if case.operator == "attention"}
+    config = SPEC.configs[0]
+    flops = {
+        t: operators.get("attention").cost(config, case.shape).flops
+        for t, case in attention.items()
+    }
+    times = {t: 5.0 + flops[t] / 1e6 for t in lengths}
+    rows = [measured(c, **_exactly(times.get(c.context, 1.0))) for c in cases if c.context != 200]
+    found = predict(SPEC, Shape("prefill", 1, 200), Table("t", make_rows(rows), {"sources": {}}))
+    assert found.parts["attention"] == pytest.approx(2 * times[200])
+
+
+def _exactly(us: float) -> dict[str, float]:
+    return {f"latency_us_{name}": us for name in ("p10", "p50", "p90")}
 
 
 def test_meta_tokens_count_in_the_context(full: Table) -> None:
