@@ -88,21 +88,42 @@ def _capture(
     import torch
 
     pool: Any = torch.cuda.graph_pool_handle()
-    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         for _ in range(times):
             fn()
     except BaseException:
-        try:
-            graph.capture_end()
-        except RuntimeError:
-            # a capture that broke does not give its memory pool back: the allocator would go
-            # on as if it were still under way, and refuse to free anything
-            for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
-                with contextlib.suppress(RuntimeError):
-                    give_back(device_index, pool)
+        with contextlib.suppress(RuntimeError):
+            _end_capture(graph, pool, device_index)
         raise
-    graph.capture_end()
+    _end_capture(graph, pool, device_index)
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph, pool: Any, device_index: int) -> None:
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        _abandon(graph, pool, device_index)
+        raise
+
+
+def _abandon(graph: torch.cuda.CUDAGraph, pool: Any, device_index: int) -> None:
+    """Undo what a capture that broke leaves behind."""
+    import torch
+
+    # the allocator would go on as if the capture were under way, and refuse to free anything
+    for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+        with contextlib.suppress(RuntimeError):
+            give_back(device_index, pool)
+    # and so would the global generator, and refuse to draw
+    with contextlib.suppress(RuntimeError):
+        generator = torch.cuda.default_generators[device_index]
+        generator.graphsafe_set_state(generator.clone_state())
+    _broken.append(graph)
+
+
+# torch may still ask these which allocations were theirs: they must outlive their capture
+_broken: list[Any] = []
 
 
 @lru_cache(maxsize=8)

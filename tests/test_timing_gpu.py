@@ -63,6 +63,7 @@ def test_what_cannot_be_recorded_raises_and_leaves_cuda_usable(fn: Callable[[], 
     held = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     del held
     torch.cuda.empty_cache()
+    assert torch.rand(8, device="cuda").max() < 1
     x = torch.zeros(1000, device="cuda")
     recording = cudagraph.record(lambda: x.add_(1), warmup=2, times=4)
     recording.replay()
