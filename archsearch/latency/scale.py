@@ -43,11 +43,10 @@ def scaled(table: Table, gpu: str) -> Table:
     floor, target_floor = _floor_us(rows, source), _floor_us(rows, target)
     # a launch that hides behind the memory traffic of its neighbours counts as far as it shows
     launch = np.minimum(_kernels(rows) * source.launch_us, np.maximum(time - floor, 0.0))
-    efficiency = np.minimum(floor / (time - launch), 1.0)
     launches = target.launch_us / source.launch_us
-    # a part that moves and computes nothing has no efficiency: launches are all there is
-    worked = np.divide(target_floor, efficiency, out=time - launch, where=floor > 0)
-    middle = worked + launch * launches
+    # the efficiency stays, so the rest stretches as the floor does; launches where there is none
+    stretch = np.divide(target_floor, floor, out=np.full_like(floor, launches), where=floor > 0)
+    middle = np.maximum((time - launch) * stretch, target_floor) + launch * launches
     ratios = (
         source.bandwidth_bytes_s / target.bandwidth_bytes_s,
         source.bf16_flops_s / target.bf16_flops_s,
