@@ -5,18 +5,23 @@ The parameters carry the official names: a state dict loads as it is.
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch import nn
+from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from archsearch import operators
+from archsearch.operators import backends
 from archsearch.operators.layer import Mixer
+from archsearch.operators.mamba import kernel
 from archsearch.operators.mamba.chunked import CHUNK
 from archsearch.operators.mamba.chunked import scan_chunked
 from archsearch.operators.mamba.reference import scan
@@ -115,6 +120,62 @@ def test_hand_written_backward(length: int) -> None:
         results.append((y, final, *gradients))
     for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected)
+
+
+def checked_scan(
+    u: Tensor,
+    delta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    d: Tensor,
+    z: Tensor,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """What upstream's `selective_scan_fn` asks of its inputs, and gives."""
+    assert a.dtype == d.dtype == torch.float32
+    for tensor in (u, delta, b, c, z):
+        assert tensor.stride(-1) == 1 or tensor.shape[-1] == 1, "upstream would copy"
+        assert tensor.dtype == u.dtype
+    if delta_bias is not None:
+        delta = delta.float() + delta_bias[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta.float())
+    u_, delta, b, c = (t.float().transpose(1, 2) for t in (u, delta, b, c))
+    y, state = scan(u_, delta, a, b, c)
+    y = (y.transpose(1, 2) + d[:, None] * u) * F.silu(z.float())
+    assert return_last_state
+    return y.to(u.dtype), state
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["default", "other"])
+@pytest.mark.parametrize("lengths", [[40, 40], [40, 13], [1, 1]])
+def test_scan_with_time_last(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], lengths: list[int]
+) -> None:
+    """How tensors and a state are handed to mamba-ssm's scan, which runs on a GPU alone."""
+    package = "mamba_ssm.ops.selective_scan_interface"
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(selective_scan_fn=checked_scan))
+    monkeypatch.setattr(backends, "_lacks", lambda backend, device: "")
+    monkeypatch.setattr(kernel, "refuses", lambda request, d_state: "")
+    mixer, _, _ = pair(options)
+    length = max(lengths)
+    x = tokens(2, length).requires_grad_()
+    fresh = SequenceInfo.padded(lengths, length)
+    further = SequenceInfo.padded(lengths, length, starts=torch.tensor(lengths))
+    results = []
+    for backend in ("mamba_ssm", "reference"):
+        state = mixer.init_state(2, 2 * length, torch.float32, "cpu")
+        with backends.override(backend, "mamba"), backends.override("torch", "short_conv"):
+            y = mixer(x, seq=fresh)
+            gradients = torch.autograd.grad(y.square().sum(), [x, *mixer.parameters()])
+            with torch.no_grad():
+                outputs = [mixer(x, state=state, seq=seq) for seq in (fresh, further)]
+        results.append((y, *gradients, *outputs, *state.tensors.values()))
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
