@@ -264,7 +264,9 @@ def _print_warnings(explained: dict[str, Any]) -> None:
         need = min(answer["memory_bytes"]["total"] for answer in lost)
         have = terminal.size(lost[0]["device_memory_bytes"])
         at = "" if len(answers) == 1 else " where marked"
-        lines.append(f"does not fit{at}: {terminal.size(need)} or more, and there are {have}")
+        lines.append(
+            f"does not fit{at}: it takes {terminal.size(need)} or more, and the memory is {have}"
+        )
     if explained["phase"] == "train":
         lines.append(
             "a training step is forward and backward without the optimiser's update; its memory"

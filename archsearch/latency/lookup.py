@@ -58,8 +58,7 @@ class LatencyIndex:
                 ranks[case] = rank
                 curves[_layer(case)][case.batch][case.context] = row
         self.surfaces = {
-            layer: Surface(by_batch, _work(layer))
-            for layer, by_batch in curves.items()
+            layer: Surface(by_batch, _work(layer)) for layer, by_batch in curves.items()
         }
         self._answers: dict[Case, Row] = {}
 
@@ -84,7 +83,8 @@ class LatencyIndex:
             return found
         why = self._outside(case, surface) if surface is not None else self._missing(case)
         command = f"{measure(case)}{' --device cuda' if self._device == 'gpu' else ''}"
-        raise ValueError(f"the table {self.name!r} {why}; measure it with: {command}")
+        either = ", or" if case.operator in self.stale else ";"
+        raise ValueError(f"the table {self.name!r} {why}{either} measure it with: {command}")
 
     def _outside(self, case: Case, surface: Surface) -> str:
         layer, batches = f"has {case.operator} at width {case.hidden_size}", surface.curves
@@ -102,7 +102,7 @@ class LatencyIndex:
     def _missing(self, case: Case) -> str:
         if case.operator in self.stale:
             why = "its rows were measured with other sources of that operator"
-            return f"has no row for {case}, since {why}"
+            return f"has no row for {case}, since {why}: allow stale rows"
         alike = [layer for layer in self.surfaces if layer[:2] == (case.operator, case.config)]
         wanted = {"hidden_size": "width", "phase": "phase", "dtype": "dtype"}
         for field, word in wanted.items():
