@@ -3,7 +3,7 @@ for this GPU, and the requests that all of them refuse."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WRONG_SINCE, RIGHT_SINCE = (3, 4, 0), (3, 7, 1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def prepared(module: str) -> ModuleType:
     """Import e.g. "fla.ops.gla" and give its kernels the settings found for this GPU."""
     kernels = import_module(module)
