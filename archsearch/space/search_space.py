@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from typing import ClassVar
 from typing import Literal
@@ -309,8 +310,14 @@ class SearchSpace(ABC):
         }
 
     def _spec(self, codes: Codes, hidden_size: int) -> ArchSpec:
-        layers = tuple(LayerSpec(operator=code) for code in codes)
+        layers = tuple(_layer(code) for code in codes)
         return ArchSpec.create(hidden_size=hidden_size, layers=layers, **self.fields)
+
+
+# one object in all candidates: they are made and looked up by the thousands
+@lru_cache(maxsize=64)
+def _layer(code: str) -> LayerSpec:
+    return LayerSpec(operator=code)
 
 
 def _mixers(codes: Sequence[str]) -> Codes:
