@@ -36,17 +36,29 @@ class Ceilings:
 
 
 def measure_ceilings(device: str) -> Ceilings:
-    """Warm the GPU up until its clocks are, then measure what it reaches."""
-    with torch.inference_mode():
-        product = _matmul(device)
-        until = time.perf_counter() + WARM_S
-        while time.perf_counter() < until:
-            product()
-            torch.cuda.synchronize(device)
-        flops = 2.0 * MATMUL**3 / (1e-6 * _median_us(product, device))
-        found = Ceilings(_read_bytes_s(device), flops, _graph_us(device))
-    torch.cuda.empty_cache()
-    return found
+    """Warm the GPU up until its clocks are, then measure what it reaches. Raises ValueError for
+    a GPU that is too full, or that cannot replay CUDA graphs."""
+    try:
+        with torch.inference_mode():
+            product = _matmul(device)
+            _keep_busy(product, device)
+            flops = 2.0 * MATMUL**3 / (1e-6 * _median_us(product, device))
+            return Ceilings(_read_bytes_s(device), flops, _graph_us(device))
+    except torch.OutOfMemoryError:
+        need = _read_size(device) / 1e9
+        raise ValueError(f"measuring needs {need:.0f} GB of free GPU memory") from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"this GPU cannot replay CUDA graphs: {reason}") from error
+    finally:
+        torch.cuda.empty_cache()
+
+
+def _keep_busy(product: Callable[[], object], device: str) -> None:
+    until = time.perf_counter() + WARM_S
+    while time.perf_counter() < until:
+        product()
+        torch.cuda.synchronize(device)
 
 
 def _matmul(device: str) -> Callable[[], object]:
@@ -57,8 +69,7 @@ def _matmul(device: str) -> Callable[[], object]:
 
 def _read_bytes_s(device: str) -> float:
     """The better of a matrix-vector product and a sum over the same bytes."""
-    total = torch.cuda.get_device_properties(device).total_memory
-    rows = min(READ_BYTES, total // 4) // (2 * COLUMNS)
+    rows = _read_size(device) // (2 * COLUMNS)
     matrix = torch.ones(rows, COLUMNS, dtype=torch.bfloat16, device=device)
     vector = torch.ones(COLUMNS, dtype=torch.bfloat16, device=device)
     out = torch.empty(rows, dtype=torch.bfloat16, device=device)
@@ -68,6 +79,10 @@ def _read_bytes_s(device: str) -> float:
         _median_us(lambda: floats.sum(), device),
     )
     return float(1e6 * matrix.numel() * matrix.element_size() / quickest)
+
+
+def _read_size(device: str) -> int:
+    return min(READ_BYTES, int(torch.cuda.get_device_properties(device).total_memory) // 4)
 
 
 def _graph_us(device: str) -> float:

@@ -95,8 +95,9 @@ def cost_of(case: Case) -> Cost:
 
 
 def stack_size(one_bytes: int, limits: tuple[int, int], l2_bytes: int, memory_bytes: int) -> int:
-    """How many layers of `one_bytes`, states included, are measured on a GPU: enough that none
-    is left in the L2 when its turn comes again. Raises ValueError where they do not fit."""
+    """How many layers that touch `one_bytes` each, states included, are measured on a GPU:
+    enough that none is left in the L2 when its turn comes again. Raises ValueError where they
+    do not fit."""
     low, high = limits
     count = min(max(math.ceil(L2_TIMES * l2_bytes / max(one_bytes, 1)), low), high)
     fit = int(ROOM * memory_bytes / max(one_bytes, 1))
@@ -160,9 +161,10 @@ def _num_distinct(case: Case, cost: Cost, device: str) -> int:
     if case.operator == EMBEDDING:
         return 1
     found = torch.cuda.get_device_properties(device)
-    one_bytes = cost.parameters * case.shape.element_bytes
-    if case.phase != "train":
-        one_bytes += cost.state_bytes
+    one_bytes = cost.bytes
+    if case.phase == "decode":
+        # a state that is read and written is there once
+        one_bytes = cost.parameters * case.shape.element_bytes + cost.state_bytes
     limits = GPU_STACK[case.phase]
     if case.operator in PARTS:
         limits = (1, limits[1])

@@ -86,12 +86,11 @@ def profile(
     recorder = Recorder(table, folder, number)
     budget_s = BUDGET_S["cuda" if cuda else "cpu"] if budget_s is None else budget_s
     passes = 1 if cuda else CPU_PASSES
-    calls = [
-        (case, again)
-        for group in _turns(todo, device)
-        for again in range(passes)
-        for case in group
-    ]
+    # what failed before may fail again: it comes last
+    new = untried(old.rows, todo)
+    failed = set(todo) - set(new)
+    turns = _turns(new, device) + _turns([case for case in todo if case in failed], device)
+    calls = [(case, again) for group in turns for again in range(passes) for case in group]
     pace, shelf = Pace(case for case, _ in calls), Shelf(device)
     begin = time.monotonic()
     try:
