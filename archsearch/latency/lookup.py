@@ -44,7 +44,8 @@ class LatencyIndex:
 
     def __init__(self, table: Table) -> None:
         self.name = table.label
-        self.stale = table.stale
+        # rows that were left out, and why
+        self._stale = {} if table.holds_stale else dict(table.stale)
         self._device = table.meta.get("hardware", {}).get("kind", "cpu")
         self._errors: dict[Case, str] = {}
         curves: dict[Layer, dict[int, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
@@ -83,34 +84,33 @@ class LatencyIndex:
             return found
         why = self._outside(case, surface) if surface is not None else self._missing(case)
         command = f"{measure(case)}{' --device cuda' if self._device == 'gpu' else ''}"
-        either = ", or" if case.operator in self.stale else ";"
-        raise ValueError(f"the table {self.name!r} {why}{either} measure it with: {command}")
+        raise ValueError(f"the table {self.name!r} {why} measure it with: {command}")
 
     def _outside(self, case: Case, surface: Surface) -> str:
         layer, batches = f"has {case.operator} at width {case.hidden_size}", surface.curves
         if not min(batches) <= case.batch <= max(batches):
             measured = _span("batch", "batches", batches)
-            return f"{layer} in {case.phase} for {measured} and does not reach batch {case.batch}"
+            return f"{layer} in {case.phase} for {measured} and does not reach batch {case.batch};"
         # between two batches, what both of them reach
         below = max(batch for batch in batches if batch <= case.batch)
         above = min(batch for batch in batches if batch >= case.batch)
         low = max(min(batches[below]), min(batches[above]))
         high = min(max(batches[below]), max(batches[above]))
         measured = _span("context", "contexts", (low, high), before=f"{case.phase} ")
-        return f"{layer}, batch {case.batch}, for {measured} and does not reach {case.context}"
+        return f"{layer}, batch {case.batch}, for {measured} and does not reach {case.context};"
 
     def _missing(self, case: Case) -> str:
-        if case.operator in self.stale:
-            why = "its rows were measured with other sources of that operator"
-            return f"has no row for {case}, since {why}: allow stale rows"
+        if reason := self._stale.get(case.operator):
+            why = f"stale ones, measured with {reason}, are left out"
+            return f"has no row for {case}, since {why}: allow them, or"
         alike = [layer for layer in self.surfaces if layer[:2] == (case.operator, case.config)]
         wanted = {"hidden_size": "width", "phase": "phase", "dtype": "dtype"}
         for field, word in wanted.items():
             others = sorted({getattr(layer, field) for layer in alike})
             if others and getattr(case, field) not in others:
                 listed = ", ".join(map(str, others))
-                return f"has no row for {case}, only for {word} {listed}"
-        return f"has no row for {case}"
+                return f"has no row for {case}, only for {word} {listed};"
+        return f"has no row for {case};"
 
 
 _indexes: WeakKeyDictionary[Table, LatencyIndex] = WeakKeyDictionary()

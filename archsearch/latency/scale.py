@@ -61,7 +61,7 @@ def scaled(table: Table, gpu: str) -> Table:
     estimate = {"table": table.name, "source": source_name, "target": target_name}
     meta = {**table.meta, ESTIMATE: estimate}
     name = f"{target_name}, estimated from {table.name}"
-    return Table(name, rows, meta, stale=table.stale)
+    return Table(name, rows, meta, stale=table.stale, holds_stale=table.holds_stale)
 
 
 def find_gpu(name: str) -> str:

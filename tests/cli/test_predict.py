@@ -225,5 +225,7 @@ def test_stale_rows_are_refused_unless_asked_for(
     old = tmp_path / "old"
     save_table(Table("old", table.rows, {**table.meta, "sources": sources}), old)
     assert call(["predict", PATTERN, "--profile", str(old)]) == 2
-    assert "sources of that operator: allow stale rows, or measure" in capsys.readouterr().err
+    assert (
+        "other sources of mamba2, are left out: allow them, or measure" in capsys.readouterr().err
+    )
     assert Command(old, capsys).json("--allow-stale")["table"].startswith("old (stale: mamba2")

@@ -49,9 +49,9 @@ def measured(case: Case, **changes: Any) -> dict[str, Any]:
     }
 
 
-def table(cases: list[Case], *more: dict[str, Any], stale: frozenset[str] = frozenset()) -> Table:
+def table(cases: list[Case], *more: dict[str, Any], stale: dict[str, str] | None = None) -> Table:
     rows = make_rows([*(measured(case) for case in cases), *more])
-    return Table("mine", rows, {"sources": {}}, stale=stale)
+    return Table("mine", rows, {"sources": {}}, stale=stale or {})
 
 
 @pytest.fixture
@@ -181,8 +181,13 @@ def test_failed_and_stale_rows_say_so() -> None:
     failed = measured(lost, error="RuntimeError: boom", latency_us_p50=None)
     with pytest.raises(ValueError, match="measuring it failed with: RuntimeError: boom"):
         predict(SPEC, SHAPES[0], table(cases, failed))
-    with pytest.raises(ValueError, match="measured with other sources of that operator"):
-        predict(SPEC, SHAPES[0], table(cases, stale=frozenset({"mamba2"})))
+    stale = table(cases, stale={"mamba2": "mamba-ssm 1 (2 is installed)"})
+    with pytest.raises(
+        ValueError, match=r"with mamba-ssm 1 \(2 is installed\), are left out: allow"
+    ):
+        predict(SPEC, SHAPES[0], stale)
+    with pytest.raises(ValueError, match=r"no row for mamba2 .*float32\); measure it"):
+        predict(SPEC, SHAPES[0], replace(stale, holds_stale=True))
 
 
 def test_the_preferred_backend_counts() -> None:
