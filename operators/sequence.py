@@ -42,11 +42,13 @@ class SequenceInfo:
 
     `segments`[B,T] is 0 at padding and otherwise numbers the segments of a row from 1 on,
     each segment contiguous; `starts`[B] is the position of each row's first token (greater
-    than 0 when a prompt continues a decode state).
+    than 0 when a prompt continues a decode state). `full` says that there is no padding and
+    one segment per row, which spares a look at the device.
     """
 
     segments: Tensor
     starts: Tensor | None = None
+    full: bool = False
 
     @classmethod
     def padded(
@@ -61,9 +63,13 @@ class SequenceInfo:
         """Rows of `lengths` real tokens padded to `num_tokens` on the "left" or "right"."""
         if side not in ("left", "right"):
             raise ValueError(f"padding side must be 'left' or 'right'; got {side!r}")
+        sizes = lengths.tolist() if isinstance(lengths, Tensor) else list(lengths)
+        if not sizes or min(sizes) < 1 or max(sizes) > num_tokens:
+            raise ValueError(f"lengths must lie between 1 and {num_tokens}; got {sizes}")
+        if min(sizes) == num_tokens:
+            segments = torch.ones(len(sizes), num_tokens, dtype=torch.long, device=device)
+            return cls(segments, starts, full=True)
         count = torch.as_tensor(lengths, device=device)
-        if count.numel() == 0 or int(count.min()) < 1 or int(count.max()) > num_tokens:
-            raise ValueError(f"lengths must lie between 1 and {num_tokens}; got {count.tolist()}")
         index = torch.arange(num_tokens, device=device)
         real = index < count[:, None] if side == "right" else index >= num_tokens - count[:, None]
         return cls(real.long(), starts)
@@ -87,7 +93,7 @@ class SequenceInfo:
     @cached_property
     def is_packed(self) -> bool:
         """Whether any row holds more than one segment."""
-        return bool((self.segments > 1).any())
+        return not self.full and bool((self.segments > 1).any())
 
     @cached_property
     def rows(self) -> Rows:
@@ -122,6 +128,8 @@ class SequenceInfo:
 
         Padding points at the extra entry B*T; no index means that x already has the form.
         """
+        if self.full:
+            return None, self.starts, None
         num_rows, num_tokens = self.segments.shape
         device = self.segments.device
         real = self.segments > 0

@@ -112,13 +112,16 @@ class HybridLM(nn.Module):
 
         Rows that the state knows are continued; fresh ones begin with the meta tokens.
         Returns fp32 logits[B,V] after each row's last token. Raises ValueError for an empty
-        prompt, another batch than the state's, or a prompt that does not fit.
+        prompt, another batch than the state's, or a prompt that does not fit. Without
+        `lengths` and with fresh rows alone nothing waits for the device: capturable.
         """
         batch, length = ids.shape
         if batch != state.batch:
             raise ValueError(f"the decode state has {state.batch} rows; got {batch} prompts")
         if length == 0 or (lengths is not None and int(lengths.min()) < 1):
             raise ValueError("a prompt must have at least one token; got an empty one")
+        if lengths is None and not state.longest:
+            return self._prefill_fresh(ids, state)
         real = torch.full_like(state.position, length) if lengths is None else lengths
         meta = torch.where(state.position == 0, self.spec.num_meta_tokens, 0)
         ends = state.position + meta + real
@@ -133,6 +136,17 @@ class HybridLM(nn.Module):
         state.longest = int(ends.max())
         last = (meta + real - 1)[:, None, None].expand(-1, 1, h.shape[2])
         return self.head(h.gather(1, last)[:, 0])
+
+    def _prefill_fresh(self, ids: Tensor, state: DecodeState) -> Tensor:
+        """Prompts of one length into rows that have seen nothing."""
+        h = self._led(self.embed(ids))
+        total = h.shape[1]
+        state.reserve(total)
+        for layer, layer_state in zip(self.decoder, state.layers, strict=True):
+            h = layer(h, state=layer_state)
+        state.position.fill_(total)
+        state.longest = total
+        return self.head(h[:, -1])
 
     def step(self, ids: Tensor, state: DecodeState, active: Tensor | None = None) -> Tensor:
         """Decode one token ids[B] per row; rows that are not `active`[B] change nothing.
@@ -152,15 +166,20 @@ class HybridLM(nn.Module):
     def _run(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
         """All layers over right-padded rows[R,L,H], each led by the meta tokens."""
         count = self.spec.num_meta_tokens
-        if self.meta_tokens is not None:
-            lead = self.meta_tokens.to(rows.dtype).expand(len(rows), -1, -1)
-            rows = torch.cat([lead, rows], dim=1)
+        rows = self._led(rows)
         seq = None
         if lengths is not None:
             seq = SequenceInfo.padded(lengths + count, rows.shape[1], device=rows.device)
         for layer in self.layers:
             rows = layer(rows, seq=seq)
         return rows[:, count:]
+
+    def _led(self, rows: Tensor) -> Tensor:
+        """rows[R,L,H], each led by the meta tokens."""
+        if self.meta_tokens is None:
+            return rows
+        lead = self.meta_tokens.to(rows.dtype).expand(len(rows), -1, -1)
+        return torch.cat([lead, rows], dim=1)
 
     def _with_meta(self, h: Tensor, meta: Tensor, real: Tensor, total: int) -> Tensor:
         """Rows of `meta`[B] meta tokens and `real`[B] of the tokens h[B,T,H], then zeros."""

@@ -36,6 +36,6 @@ ATTENTION = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("sdpa", "reference"),
+    backends=("flash_attn", "sdpa", "reference"),
     source="Vaswani et al. 2017, arXiv 1706.03762; GQA: Ainslie et al. 2023, arXiv 2305.13245",
 )

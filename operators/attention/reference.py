@@ -10,11 +10,27 @@ from torch import Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for q[B,N,Q,D], k and v[B,G,S,D]; `mask`, broadcast to
-    [B,1,Q,S], is true where a query sees a key. Returns [B,N,Q,D] in q's dtype."""
-    groups = q.shape[1] // k.shape[1]
-    keys = k.float().repeat_interleave(groups, dim=1)
-    values = v.float().repeat_interleave(groups, dim=1)
-    scores = q.float() @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5
-    weights = torch.softmax(scores.masked_fill(~mask, -torch.inf), dim=-1)
-    return (weights @ values).to(q.dtype)
+    """softmax(q k^T / sqrt(D)) v for q[B,Q,N,D], k and v[B,S,G,D]; `mask`, broadcast to
+    [B,Q,S], is true where a query sees a key. Returns [B,Q,N,D] in q's dtype."""
+    groups = q.shape[2] // k.shape[2]
+    queries = q.float().transpose(1, 2)
+    keys, values = (t.float().transpose(1, 2).repeat_interleave(groups, dim=1) for t in (k, v))
+    scores = queries @ keys.transpose(-1, -2) * q.shape[-1] ** -0.5
+    weights = torch.softmax(scores.masked_fill(~mask[..., None, :, :], -torch.inf), dim=-1)
+    return (weights @ values).transpose(1, 2).to(q.dtype)
+
+
+def attend_causal(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """`attend` where a query sees itself and what is before it (the last `window` keys, itself
+    included): q[B,T,N,D], k and v[B,T,G,D] to [B,T,N,D]."""
+    index = torch.arange(q.shape[1], device=q.device)
+    distance = index[:, None] - index
+    seen = distance >= 0
+    return attend(q, k, v, seen if window is None else seen & (distance < window))
+
+
+def attend_cache(q: Tensor, keys: Tensor, values: Tensor, count: Tensor) -> Tensor:
+    """`attend` of one query per row, q[B,N,D], to the first `count`[B] slots of keys and
+    values[B,S,G,D]; returns [B,N,D]."""
+    seen = torch.arange(keys.shape[1], device=q.device) < count[:, None]
+    return attend(q[:, None], keys, values, seen[:, None])[:, 0]

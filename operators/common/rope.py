@@ -15,6 +15,7 @@ from pydantic import Field
 from pydantic import model_validator
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -44,38 +45,45 @@ class RopeConfig(BaseModel):
         return self
 
 
-def frequencies(rope: RopeConfig, head_dim: int, max_position: int, capacity: int) -> list[float]:
-    """Inverse frequencies (head_dim / 2 of them) for sequences of up to `capacity` tokens.
+def inverse_frequencies(
+    rope: RopeConfig,
+    head_dim: int,
+    max_position: int,
+    *,
+    capacity: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Inverse frequencies [D/2] in fp32 for sequences of up to `capacity` tokens.
 
     `capacity` matters to dynamic_ntk alone: its base is fixed by the room that a decode state
     has, since a base that follows the running length would change what earlier tokens saw.
     """
+    import torch
+
     base = rope.theta
     original = rope.original_max_position or max_position
     if rope.type == "ntk":
         base = _grown(base, max_position, original, head_dim)
     elif rope.type == "dynamic_ntk" and capacity > original:
         base = _grown(base, capacity, original, head_dim)
-    inverse = [base ** (-2 * i / head_dim) for i in range(head_dim // 2)]
+    # computed where it is used: a CUDA graph cannot capture a copy from the host
+    dimension = torch.arange(head_dim // 2, device=device, dtype=torch.float64)
+    inverse = torch.pow(base, -2 * dimension / head_dim)
     if rope.type == "llama3":
-        inverse = [_llama3(value, rope, original) for value in inverse]
-    return inverse
+        inverse = _llama3(inverse, rope, original)
+    return inverse.float()
 
 
 def _grown(base: float, length: int, original: int, head_dim: int) -> float:
     return float(base * (2 * length / original - 1) ** (head_dim / (head_dim - 2)))
 
 
-def _llama3(inverse: float, rope: RopeConfig, original: int) -> float:
-    wavelength = 2 * math.pi / inverse
-    if wavelength < original / rope.high_freq_factor:
-        return inverse
-    if wavelength > original / rope.low_freq_factor:
-        return inverse / rope.factor
-    smooth = (original / wavelength - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
-    )
-    return (1 - smooth) * inverse / rope.factor + smooth * inverse
+def _llama3(inverse: Tensor, rope: RopeConfig, original: int) -> Tensor:
+    """Short wavelengths stay, long ones are stretched, those between are blended."""
+    turns = original * inverse / (2 * math.pi)
+    kept = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return kept * inverse + (1 - kept) * inverse / rope.factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from archsearch.operators.common.norm import RMSNorm
-from archsearch.operators.common.rope import frequencies
+from archsearch.operators.common.rope import inverse_frequencies
 from archsearch.operators.common.rope import rotate
 from archsearch.operators.common.rope import tables
 from archsearch.operators.layer import Mixer
@@ -113,5 +113,11 @@ class Retention(Mixer):
 
     def tables(self, positions: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         """Rotary cos and sin [...,K/2] at `positions`[...]."""
-        inverse = frequencies(self.rope, self.head_dim, self.max_position, capacity)
-        return tables(torch.tensor(inverse, device=positions.device), positions)
+        inverse = inverse_frequencies(
+            self.rope,
+            self.head_dim,
+            self.max_position,
+            capacity=capacity,
+            device=positions.device,
+        )
+        return tables(inverse, positions)

@@ -34,6 +34,6 @@ SLIDING_WINDOW = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("sdpa", "reference"),
+    backends=("flash_attn", "sdpa", "reference"),
     source="Beltagy et al. 2020, arXiv 2004.05150; Jiang et al. 2023, arXiv 2310.06825",
 )

@@ -10,28 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from archsearch.operators.attention.sdpa import attend
+
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Causal attention of q[B,N,T,D] over the last `window` of k, v[B,G,T,D], itself included."""
-    batch, _, length, _ = q.shape
+    """Causal attention of q[B,T,N,D] over the last `window` of k, v[B,T,G,D], itself included."""
+    batch, length = q.shape[:2]
     blocks = -(-length // window)
     pad = blocks * window - length
-    queries = F.pad(q, (0, 0, 0, pad)).unflatten(2, (blocks, window))
+    queries = F.pad(q, (0, 0, 0, 0, 0, pad)).unflatten(1, (blocks, window))
     keys, values = (
-        F.pad(t, (0, 0, window, pad)).unflatten(2, (blocks + 1, window)) for t in (k, v)
+        F.pad(t, (0, 0, 0, 0, window, pad)).unflatten(1, (blocks + 1, window)) for t in (k, v)
     )
-    keys = torch.cat([keys[:, :, :-1], keys[:, :, 1:]], dim=3)
-    values = torch.cat([values[:, :, :-1], values[:, :, 1:]], dim=3)
+    keys = torch.cat([keys[:, :-1], keys[:, 1:]], dim=2)
+    values = torch.cat([values[:, :-1], values[:, 1:]], dim=2)
     index = torch.arange(2 * window, device=q.device)
     distance = index[:window, None] + window - index
     band = (distance >= 0) & (distance < window)
     mask = band.expand(blocks, -1, -1).clone()
     mask[0, :, :window] = False
-    y = F.scaled_dot_product_attention(
-        queries.transpose(1, 2).flatten(0, 1),
-        keys.transpose(1, 2).flatten(0, 1),
-        values.transpose(1, 2).flatten(0, 1),
-        attn_mask=mask.repeat(batch, 1, 1)[:, None],
-        enable_gqa=True,
+    y = attend(
+        queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), mask.repeat(batch, 1, 1)
     )
-    return y.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+    return y.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :length]

@@ -7,6 +7,7 @@ A backend that refuses a request is skipped with its reason. Run with: make gpu
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -161,9 +162,13 @@ def test_prefill_and_decode(name: str, backend: str, dtype: torch.dtype, padded:
         if active is some:
             for key, tensor in state.tensors.items():
                 assert torch.equal(tensor[1], kept[key]), f"{key} of an idle row changed"
+    errors = {}
     for row, count in enumerate(counts):
-        error = relative(actual[row, :count], expected[row, :count])
-        assert error < FORWARD[dtype], f"row {row}: {error:.1e}"
+        marks = [0, int(lengths[row]), int(lengths[row] + more[row]), count]
+        for part, (begin, end) in zip(("prompt", "more", "steps"), pairwise(marks), strict=True):
+            errors[row, part] = relative(actual[row, begin:end], expected[row, begin:end])
+    told = ", ".join(f"row {row} {part} {error:.1e}" for (row, part), error in errors.items())
+    assert max(errors.values()) < FORWARD[dtype], told
 
 
 @pytest.mark.parametrize("name", operators.names())

@@ -9,15 +9,19 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from archsearch import operators
 from archsearch.operators.common.rope import RopeConfig
-from archsearch.operators.common.rope import frequencies
+from archsearch.operators.common.rope import inverse_frequencies
 from archsearch.operators.common.rope import rotate
 from archsearch.operators.common.rope import tables
 from archsearch.operators.layer import Mixer
 
 
+def inverse(rope: RopeConfig, head_dim: int, longest: int, capacity: int) -> torch.Tensor:
+    return inverse_frequencies(rope, head_dim, longest, capacity=capacity)
+
+
 def test_default_is_the_textbook_formula() -> None:
     expected = [10000.0 ** (-2 * i / 64) for i in range(32)]
-    assert frequencies(RopeConfig(), 64, 4096, 10) == pytest.approx(expected)
+    torch.testing.assert_close(inverse(RopeConfig(), 64, 4096, 10), torch.tensor(expected))
 
 
 def test_llama3_equals_transformers() -> None:
@@ -37,7 +41,7 @@ def test_llama3_equals_transformers() -> None:
     expected, scale = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     rope = RopeConfig(type="llama3", theta=500000.0, factor=32.0, original_max_position=8192)
     assert scale == 1.0
-    torch.testing.assert_close(torch.tensor(frequencies(rope, 64, 131072, 10)), expected)
+    torch.testing.assert_close(inverse(rope, 64, 131072, 10), expected)
 
 
 def test_ntk_grows_the_base_once() -> None:
@@ -45,17 +49,17 @@ def test_ntk_grows_the_base_once() -> None:
     base = 10000.0 * (2 * 29000 / 4096 - 1) ** (128 / 126)
     expected = [base ** (-2 * i / 128) for i in range(64)]
     for capacity in (1, 100_000):
-        assert frequencies(rope, 128, 29000, capacity) == pytest.approx(expected)
+        actual = inverse(rope, 128, 29000, capacity)
+        torch.testing.assert_close(actual, torch.tensor(expected))
 
 
 def test_dynamic_ntk_follows_the_capacity_beyond_the_original() -> None:
     rope = RopeConfig(type="dynamic_ntk", original_max_position=32)
-    short = frequencies(rope, 64, 32, 32)
-    assert short == frequencies(RopeConfig(), 64, 32, 32)
+    short = inverse(rope, 64, 32, 32)
+    assert torch.equal(short, inverse(RopeConfig(), 64, 32, 32))
     base = 10000.0 * (2 * 128 / 32 - 1) ** (64 / 62)
-    assert frequencies(rope, 64, 32, 128) == pytest.approx(
-        [base ** (-2 * i / 64) for i in range(32)]
-    )
+    expected = torch.tensor([base ** (-2 * i / 64) for i in range(32)])
+    torch.testing.assert_close(inverse(rope, 64, 32, 128), expected)
 
 
 def dynamic_attention() -> Mixer:
@@ -86,10 +90,10 @@ def test_dynamic_ntk_is_causal_in_a_state() -> None:
 def test_rotation_keeps_norms_and_depends_on_distance_only() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 1, 64, generator=generator)
-    inverse = torch.tensor(frequencies(RopeConfig(), 64, 4096, 10))
+    table = inverse(RopeConfig(), 64, 4096, 10)
 
     def turned(x: torch.Tensor, position: int) -> torch.Tensor:
-        cos, sin = tables(inverse, torch.tensor([position]))
+        cos, sin = tables(table, torch.tensor([position]))
         return rotate(x, cos, sin)
 
     torch.testing.assert_close(turned(q, 77).norm(), q.norm())
