@@ -267,6 +267,8 @@ def _print_warnings(explained: dict[str, Any]) -> None:
         lines.append(
             f"does not fit{at}: it takes {terminal.size(need)} or more, and the memory is {have}"
         )
+    if len(answers) > 1 and not any(answer.get("calibration") for answer in answers):
+        lines.append("estimates, not measured" if explained["estimate"] else "not calibrated")
     if explained["phase"] == "train":
         lines.append(
             "a training step is forward and backward without the optimiser's update; its memory"

@@ -134,6 +134,7 @@ def test_several_shapes_are_a_table(command: Command) -> None:
     words = ("--batch", "1,32,64", "--context", "1024,8192")
     text = command.text(*words)
     assert "p10 – p90" in text
+    assert "not calibrated" in text
     assert "batches 1 to 32 and does not reach batch 64" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines() if "table" not in line)
     answers = command.json(*words)["predictions"]
