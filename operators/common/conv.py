@@ -78,11 +78,15 @@ class ShortConv(nn.Module):
         name: str = "conv",
         *,
         activation: Activation | None = None,
+        slots: Tensor | None = None,
     ) -> Tensor:
         """Convolve one token x[B,C], shift it into tensor `name` of the state in the rows that
-        are `active`[B], and apply the activation."""
+        are `active`[B] (`slots`: `active_slots` of it, where at hand), and apply the
+        activation."""
         if self.backend(x, "decode") == "causal_conv1d":
-            return _fused_step(x, self.weight, self.bias, state[name], active, activation)
+            if slots is None:
+                slots = active_slots(active)
+            return _fused_step(x, self.weight, self.bias, state[name], slots, activation)
         window = torch.cat([state[name].to(x.dtype), x[:, :, None]], dim=2)
         state.update(name, window[:, :, 1:], active)
         y = (window * self.weight[:, 0]).sum(-1)
@@ -106,10 +110,17 @@ class ShortConv(nn.Module):
         return ""
 
 
-def active_slots(active: Tensor) -> Tensor:
-    """Where each row's state lies, int32 [B]; -1 where it must not change, as kernels read it."""
-    rows = torch.arange(len(active), dtype=torch.int32, device=active.device)
-    return torch.where(active, rows, -1)
+def row_numbers(batch: int, device: torch.device | str) -> Tensor:
+    """0, 1, ... as int32 [B]."""
+    return torch.arange(batch, dtype=torch.int32, device=device)
+
+
+def active_slots(active: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Where each row's state lies, int32 [B]; -1 where it must not change, as kernels read it.
+    `rows`: their numbers, where at hand."""
+    return torch.where(
+        active, row_numbers(len(active), active.device) if rows is None else rows, -1
+    )
 
 
 def _last(past: Tensor | None, x: Tensor, rows: Rows, count: int) -> Tensor:
@@ -164,7 +175,7 @@ def _fused_step(
     weight: Tensor,
     bias: Tensor | None,
     state: Tensor,
-    active: Tensor,
+    slots: Tensor,
     activation: Activation | None,
 ) -> Tensor:
     from causal_conv1d import causal_conv1d_update
@@ -175,7 +186,7 @@ def _fused_step(
         weight[:, 0],
         bias,
         activation,
-        conv_state_indices=active_slots(active),
+        conv_state_indices=slots,
     )
     return y.to(x.dtype)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from archsearch.operators.backends import Request
 from archsearch.operators.common.conv import ShortConv
 from archsearch.operators.common.conv import active_slots
+from archsearch.operators.common.conv import row_numbers
 from archsearch.operators.common.time_step import init_dt_bias
 from archsearch.operators.layer import Mixer
 from archsearch.operators.layer import State
@@ -70,7 +71,10 @@ class Mamba(Mixer):
             dtype=state_dtype(self.state_dtype, dtype),
             device=device,
         )
-        return State({"conv": self.conv1d.new_state(batch, dtype, device), "ssm": ssm})
+        return State(
+            {"conv": self.conv1d.new_state(batch, dtype, device), "ssm": ssm},
+            {"rows": row_numbers(batch, device)},
+        )
 
     def mix(self, x: Tensor, rows: Rows, state: State | None) -> Tensor:
         """See `Mixer.mix`."""
@@ -113,10 +117,10 @@ class Mamba(Mixer):
     def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """See `Mixer.mix_step`."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self.conv1d.step(u, state, active, activation="silu")
+        slots = active_slots(active, state.shared["rows"])
+        u = self.conv1d.step(u, state, active, activation="silu", slots=slots)
         dt, b, c = self.select(u)
         if self.backend(x, "decode") == "mamba_ssm":
-            slots = active_slots(active)
             y = kernel.step_(state["ssm"], u, z, dt, b, c, self.channels(), slots)
             return self.out_proj(y)
         y, after = scan_step(state["ssm"], u, self.time_steps(dt), self.decay_rate(), b, c)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from archsearch.operators.backends import Request
 from archsearch.operators.common.conv import ShortConv
 from archsearch.operators.common.conv import active_slots
+from archsearch.operators.common.conv import row_numbers
 from archsearch.operators.common.time_step import init_dt_bias
 from archsearch.operators.layer import Mixer
 from archsearch.operators.layer import State
@@ -85,7 +86,10 @@ class Mamba2(Mixer):
         """The last inputs of the convolution and the state ssm[B,N,P,K]."""
         size = (batch, self.num_heads, self.head_dim, self.d_state)
         ssm = torch.zeros(size, dtype=state_dtype(self.state_dtype, dtype), device=device)
-        return State({"conv": self.conv1d.new_state(batch, dtype, device), "ssm": ssm})
+        return State(
+            {"conv": self.conv1d.new_state(batch, dtype, device), "ssm": ssm},
+            {"rows": row_numbers(batch, device)},
+        )
 
     def mix(self, x: Tensor, rows: Rows, state: State | None) -> Tensor:
         """See `Mixer.mix`."""
@@ -111,9 +115,11 @@ class Mamba2(Mixer):
     def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """See `Mixer.mix_step`."""
         z, xbc, dt = self.project(x)
-        u, b, c = self.split(self.conv1d.step(xbc, state, active, activation="silu"))
+        slots = active_slots(active, state.shared["rows"])
+        xbc = self.conv1d.step(xbc, state, active, activation="silu", slots=slots)
+        u, b, c = self.split(xbc)
         if self.backend(xbc, "decode") == "mamba_ssm":
-            y = kernel.step_(state["ssm"], u, dt, b, c, self.heads(), active_slots(active))
+            y = kernel.step_(state["ssm"], u, dt, b, c, self.heads(), slots)
         else:
             y, after = ssd_step(state["ssm"], u, self.time_steps(dt), self.decay_rate(), b, c)
             state.update("ssm", after, active)
