@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,11 @@ WIDTHS = {"cpu": "64,128,192,256", "cuda": "1024,1536,2048"}
 CONTEXTS = {"cpu": "128,512,2048", "cuda": "1024,4096,16384"}
 VOCABULARY = {"cpu": 256, "cuda": 131072}
 PHASES = "decode,prefill"
+
+
+def by_device(defaults: Mapping[str, object]) -> str:
+    """A default that depends on the device, for the help."""
+    return f"default: {defaults['cpu']} on a CPU, {defaults['cuda']} on a GPU"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

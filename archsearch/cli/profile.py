@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from archsearch.cli.planning import PHASES
 from archsearch.cli.planning import VOCABULARY
 from archsearch.cli.planning import WIDTHS
 from archsearch.cli.planning import Asked
+from archsearch.cli.planning import by_device
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,20 +48,24 @@ def profile(
     operators: Annotated[
         str | None, typer.Option(help="Only these operators: a,m2,d,… (none of the others).")
     ] = None,
-    widths: Annotated[str | None, typer.Option(help=f"Hidden sizes (default: {WIDTHS}).")] = None,
+    widths: Annotated[
+        str | None, typer.Option(help=f"Hidden sizes ({by_device(WIDTHS)}).")
+    ] = None,
     phase: Annotated[
         str | None, typer.Option(help=f"decode, prefill and train (default: {PHASES}).")
     ] = None,
     batch: Annotated[str | None, typer.Option(help="Rows at once (default: 1).")] = None,
     context: Annotated[
         str | None,
-        typer.Option(help=f"Tokens behind the decoded one, or in the prompt ({CONTEXTS})."),
+        typer.Option(
+            help=f"Tokens behind the decoded one, or in the prompt ({by_device(CONTEXTS)})."
+        ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Default: bfloat16 on a GPU, float32 on a CPU.")
     ] = None,
     vocab_size: Annotated[
-        int | None, typer.Option(help=f"Of embedding and head (default: {VOCABULARY}).")
+        int | None, typer.Option(help=f"Of embedding and head ({by_device(VOCABULARY)}).")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: the GPU, if there is one).")
@@ -132,6 +138,8 @@ def _sweep(
     from archsearch.cli.progress import profiling
     from archsearch.latency import profile as sweep
 
+    # what Triton's autotuners find is kept on disk, for this process and those that compile
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     begin = time.monotonic()
     _warm(cases, folder, device, console=console, jobs=jobs, limit_s=limit_s)
     if limit_s is not None:
@@ -173,6 +181,7 @@ def _warm(
 
 
 def _merge(folders: list[Path], out: Path | None, console: Console) -> None:
+    from archsearch.latency.journal import recover
     from archsearch.latency.provenance import differences
     from archsearch.profiles import cache_root
     from archsearch.profiles import join
@@ -180,7 +189,10 @@ def _merge(folders: list[Path], out: Path | None, console: Console) -> None:
     from archsearch.profiles.store import find
     from archsearch.profiles.store import read_table
 
-    table = join([read_table(find(folder))[0] for folder in folders], differences)
+    found = [find(folder) for folder in folders]
+    for folder in found:
+        recover(folder)
+    table = join([read_table(folder)[0] for folder in found], differences)
     folder = out or cache_root() / str(table.meta["hardware"]["slug"])
     saved = save_table(table, folder)
     console.print(f"{len(saved.rows)} rows in {folder}", markup=False, soft_wrap=True)
