@@ -34,6 +34,6 @@ DELTANET = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("torch", "reference"),
+    backends=("fla", "torch", "reference"),
     source="Yang et al. 2024, arXiv 2406.06484; Schlag et al. 2021, arXiv 2102.11174",
 )

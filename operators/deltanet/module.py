@@ -11,13 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch import nn
-from torch.nn import functional as F
 
+from archsearch.operators.backends import Request
 from archsearch.operators.common.conv import ShortConv
 from archsearch.operators.common.delta_rule import chunked_delta_rule
 from archsearch.operators.common.delta_rule import delta_rule_step
 from archsearch.operators.common.delta_rule import l2_normalize
 from archsearch.operators.common.norm import RMSNorm
+from archsearch.operators.deltanet import kernel
 from archsearch.operators.deltanet.config import DeltaNetConfig
 from archsearch.operators.deltanet.reference import delta_rule
 from archsearch.operators.layer import Mixer
@@ -25,14 +26,19 @@ from archsearch.operators.layer import State
 from archsearch.operators.layer import state_dtype
 from archsearch.operators.sequence import Rows
 
+# a logit whose sigmoid and softplus are 0, in every dtype
+SHUT = -1e4
+
 
 class DeltaNet(Mixer):
     """Linear attention that writes what its state does not predict yet."""
 
     operator = "deltanet"
     recurrence: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(delta_rule)
+    fused: ClassVar[Callable[..., tuple[Tensor, Tensor | None]]] = staticmethod(kernel.chunk)
     READS: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "b_proj")
     WRITES = ("o_proj",)
+    config: DeltaNetConfig
 
     def __init__(self, config: DeltaNetConfig, num_v_heads: int | None = None) -> None:
         super().__init__(config)
@@ -76,51 +82,83 @@ class DeltaNet(Mixer):
 
     def mix(self, x: Tensor, rows: Rows, state: State | None) -> Tensor:
         """See `Mixer.mix`."""
-        q, k, v = self.heads(
-            self.q_conv(self.q_proj(x), rows, state, "q_conv"),
-            self.k_conv(self.k_proj(x), rows, state, "k_conv"),
-            self.v_conv(self.v_proj(x), rows, state, "v_conv"),
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        # not x: under autocast the projections have the dtype that the kernels compute in
+        backend, dtype = self.backend(q), q.dtype
+        q, k, v = self.split(
+            self.q_conv(q, rows, state, "q_conv", activation="silu"),
+            self.k_conv(k, rows, state, "k_conv", activation="silu"),
+            self.v_conv(v, rows, state, "v_conv", activation="silu"),
         )
-        if state is None:
-            initial = q.new_zeros(len(x), self.num_v_heads, self.head_dim, self.v_head_dim)
+        gates = self.gates(*self.logits(x, rows.mask(x)))
+        initial = None if state is None else state["recurrent"]
+        if backend == "fla":
+            o, final = self.fused(q.to(dtype), k.to(dtype), v.to(dtype), initial, *gates)
         else:
-            initial = state["recurrent"]
-        rule = self.recurrence if self.backend(x) == "reference" else chunked_delta_rule
-        o, final = rule(q, k, v, initial, *self.gates(x, rows.mask(x)))
+            if initial is None:
+                size = (len(x), self.num_v_heads, self.head_dim, self.v_head_dim)
+                initial = x.new_zeros(size, dtype=torch.float32)
+            rule = self.recurrence if backend == "reference" else chunked_delta_rule
+            o, final = rule(*self.normalize(q, k), v, initial, *gates)
         if state is not None:
+            assert final is not None, "a form that was given a state returned none"
             state.update("recurrent", final)
         return self.finish(o, x)
 
     def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """See `Mixer.mix_step`."""
-        q, k, v = self.heads(
-            self.q_conv.step(self.q_proj(x), state, active, "q_conv"),
-            self.k_conv.step(self.k_proj(x), state, active, "k_conv"),
-            self.v_conv.step(self.v_proj(x), state, active, "v_conv"),
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        backend, memory = self.backend(q, "decode"), state["recurrent"]
+        q, k, v = self.split(
+            self.q_conv.step(q, state, active, "q_conv", activation="silu"),
+            self.k_conv.step(k, state, active, "k_conv", activation="silu"),
+            self.v_conv.step(v, state, active, "v_conv", activation="silu"),
         )
-        o = delta_rule_step(q, k, v, state["recurrent"], *self.gates(x, active))
+        logits = self.logits(x, active)
+        if backend == "fla":
+            o = kernel.step_(memory, q, k, v, *logits, *self.decay_weights())
+        else:
+            o = delta_rule_step(*self.normalize(q, k), v, memory, *self.gates(*logits))
         return self.finish(o, x)
 
-    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Activate and split what the convolutions gave: scaled unit queries and unit keys
-        [...,G,K] in fp32, values [...,G,V]."""
-        q = l2_normalize(F.silu(q).unflatten(-1, (self.num_heads, self.head_dim)))
-        k = l2_normalize(F.silu(k).unflatten(-1, (self.num_heads, self.head_dim)))
-        v = F.silu(v).unflatten(-1, (self.num_v_heads, self.v_head_dim))
+    def refuses(self, backend: str, request: Request) -> str:
+        """See `Mixer.refuses`."""
+        return kernel.refuses(request, self.config) if backend == "fla" else ""
+
+    def split(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [...,N,K] and values [...,G,V] of what the convolutions gave."""
+        return (
+            q.unflatten(-1, (self.num_heads, self.head_dim)),
+            k.unflatten(-1, (self.num_heads, self.head_dim)),
+            v.unflatten(-1, (self.num_v_heads, self.v_head_dim)),
+        )
+
+    def normalize(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled unit queries and unit keys [...,G,K] in fp32 of q, k[...,N,K]."""
+        q, k = l2_normalize(q), l2_normalize(k)
         groups = self.num_v_heads // self.num_heads
         if groups > 1:
             q, k = q.repeat_interleave(groups, dim=-2), k.repeat_interleave(groups, dim=-2)
-        return q * self.head_dim**-0.5, k, v
+        return q * self.head_dim**-0.5, k
 
-    def gates(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
-        """The write strength [...,G] of x[...,H] in fp32; 0 where a token is not `real`[...]."""
-        return (mask(self.b_proj(x).float().sigmoid(), real),)
+    def logits(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
+        """The logit [...,G] of the write strength of x[...,H]; where a token is not `real`[...],
+        so low that nothing is written."""
+        return (shut(self.b_proj(x), real),)
+
+    def gates(self, *logits: Tensor) -> tuple[Tensor, ...]:
+        """The write strength [...,G] in fp32 of its logit."""
+        return (logits[0].float().sigmoid(),)
+
+    def decay_weights(self) -> tuple[Tensor, ...]:
+        """What, beside the logits, a kernel needs to decay the state: nothing."""
+        return ()
 
     def finish(self, o: Tensor, x: Tensor) -> Tensor:
         """Bring the heads' outputs o[...,G,V] for x[...,H] back to the hidden size."""
         return self.o_proj(self.o_norm(o.to(x.dtype)).flatten(-2))
 
 
-def mask(gate: Tensor, real: Tensor | None) -> Tensor:
-    """gate[...,G], zero where a token is not `real`[...]."""
-    return gate if real is None else gate.masked_fill(~real[..., None], 0)
+def shut(logit: Tensor, real: Tensor | None) -> Tensor:
+    """logit[...,G], very low where a token is not `real`[...]."""
+    return logit if real is None else logit.masked_fill(~real[..., None], SHUT)

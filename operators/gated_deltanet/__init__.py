@@ -37,6 +37,6 @@ GATED_DELTANET = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("torch", "reference"),
+    backends=("fla", "torch", "reference"),
     source="Yang et al. 2024, arXiv 2412.06464",
 )

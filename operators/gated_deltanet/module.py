@@ -5,20 +5,20 @@ Legend: H hidden size, G value heads, V value width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch import nn
 from torch.nn import functional as F
 
+from archsearch.operators.backends import Request
+from archsearch.operators.common.time_step import init_dt_bias
 from archsearch.operators.deltanet.module import DeltaNet
-from archsearch.operators.deltanet.module import mask
+from archsearch.operators.deltanet.module import shut
+from archsearch.operators.gated_deltanet import kernel
 from archsearch.operators.gated_deltanet.config import GatedDeltaNetConfig
 from archsearch.operators.gated_deltanet.reference import gated_delta_rule
 
 MAX_DECAY = 16.0
-MIN_STEP, MAX_STEP = 1e-3, 1e-1
 
 
 class GatedDeltaNet(DeltaNet):
@@ -26,7 +26,9 @@ class GatedDeltaNet(DeltaNet):
 
     operator = "gated_deltanet"
     recurrence = staticmethod(gated_delta_rule)
+    fused = staticmethod(kernel.chunk)
     READS = (*DeltaNet.READS, "a_proj", "g_proj")
+    config: GatedDeltaNetConfig
 
     def __init__(self, config: GatedDeltaNetConfig) -> None:
         super().__init__(config, config.num_v_heads)
@@ -43,17 +45,25 @@ class GatedDeltaNet(DeltaNet):
         # away from a rate of exactly 0, whose logarithm is infinite
         rates = self.A_log.uniform_(0, MAX_DECAY, generator=generator).clamp_(min=1e-4)
         rates.log_()
-        low, high = math.log(MIN_STEP), math.log(MAX_STEP)
-        steps = self.dt_bias.uniform_(low, high, generator=generator).exp()
-        # the inverse of softplus
-        self.dt_bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+        init_dt_bias(self.dt_bias, generator)
 
-    def gates(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
-        """Write strength and logarithm of the decay, [...,G] each, of x[...,H] in fp32; both 0
-        where a token is not `real`[...]."""
-        step = F.softplus(self.a_proj(x).float() + self.dt_bias.float())
-        log_decay = -self.A_log.float().exp() * step
-        return (*super().gates(x, real), mask(log_decay, real))
+    def refuses(self, backend: str, request: Request) -> str:
+        """See `Mixer.refuses`."""
+        return kernel.refuses(request, self.config) if backend == "fla" else ""
+
+    def logits(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
+        """Logits of write strength and decay, [...,G] each, of x[...,H]; where a token is not
+        `real`[...], so low that nothing is written or forgotten."""
+        return (*super().logits(x, real), shut(self.a_proj(x), real))
+
+    def gates(self, *logits: Tensor) -> tuple[Tensor, ...]:
+        """Write strength and logarithm of the decay, [...,G] each in fp32, of their logits."""
+        step = F.softplus(logits[1].float() + self.dt_bias.float())
+        return (*super().gates(*logits), -self.A_log.float().exp() * step)
+
+    def decay_weights(self) -> tuple[Tensor, ...]:
+        """The logarithm of the rate and the bias of the step, [G] each."""
+        return self.A_log, self.dt_bias
 
     def finish(self, o: Tensor, x: Tensor) -> Tensor:
         """Gate the normalised heads o[...,G,V] for x[...,H] and bring them back to H."""
