@@ -8,6 +8,7 @@ Legend: B rows, T tokens, N key heads, G value heads, K key width, V value width
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -53,7 +54,8 @@ def step_(
     state[B,G,K,V] moves on in place. With decay logits a[B,G], A_log and dt_bias[G] it first
     decays by exp(-exp(A_log) softplus(a + dt_bias))."""
     assert state.is_contiguous(), "the state must be contiguous to be updated in place"
-    return _step()(state, q, k, v, b, a, A_log, dt_bias)  # type: ignore[no-any-return]
+    o: Tensor = _step()(state, q, k, v, b, a, A_log, dt_bias)
+    return o
 
 
 def refuses(request: Request, config: DeltaNetConfig) -> str:
@@ -75,10 +77,10 @@ def refuses_widths(request: Request, config: DeltaNetConfig) -> str:
 
 
 @cache
-def _step() -> Any:
+def _step() -> Callable[..., Any]:
     """The step, with every input contiguous and launched on its device."""
-    guard: Any = prepared("fla.utils").input_guard
-    return guard(_launch)
+    launch: Callable[..., Any] = prepared("fla.utils").input_guard(_launch)
+    return launch
 
 
 def _launch(
