@@ -39,5 +39,5 @@ MAMBA3 = Operator(
     cost=cost,
     choices=choices,
     backends=("mamba_ssm", "torch", "reference"),
-    source="Lahoti et al. 2026, Mamba-3: Improved Sequence Modeling using State Space Principles",
+    source="Lahoti et al. 2026, arXiv 2603.15569",
 )

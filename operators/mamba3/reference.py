@@ -36,8 +36,8 @@ class Tokens(NamedTuple):
 
     def at(self, t: int) -> Tokens:
         """Token `t` alone."""
-        per_token = (x if x is None else x[:, t] for x in self[:8])
-        return Tokens(*per_token, *self[8:])  # type: ignore[arg-type]
+        given = {name: getattr(self, name) for name in self._fields[:8]}
+        return self._replace(**{name: x[:, t] for name, x in given.items() if x is not None})
 
 
 class Carried(NamedTuple):
