@@ -23,6 +23,8 @@ from archsearch.operators.gated_deltanet import GATED_DELTANET
 from archsearch.operators.gla import GLA
 from archsearch.operators.mamba import MAMBA
 from archsearch.operators.mamba2 import MAMBA2
+from archsearch.operators.mamba3 import MAMBA3
+from archsearch.operators.mla import MLA
 from archsearch.operators.retention import RETENTION
 from archsearch.operators.rwkv7 import RWKV7
 from archsearch.operators.sliding_window import SLIDING_WINDOW
@@ -30,8 +32,10 @@ from archsearch.operators.sliding_window import SLIDING_WINDOW
 OPERATORS: tuple[Operator, ...] = (
     ATTENTION,
     SLIDING_WINDOW,
+    MLA,
     MAMBA,
     MAMBA2,
+    MAMBA3,
     DELTANET,
     GATED_DELTANET,
     GLA,

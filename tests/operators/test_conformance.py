@@ -31,10 +31,22 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 3, "head_dim": 32, "num_kv_heads": 3},
     ],
     "sliding_window": [{"window": 16}, {"window": 40, "num_kv_heads": 2}],
+    "mla": [
+        {"num_heads": 3, "head_dim": 24, "rope_head_dim": 8, "v_head_dim": 16, "kv_lora_rank": 40},
+        {
+            "q_lora_rank": 48,
+            "v_head_dim": 128,
+            "rope": {"type": "ntk", "original_max_position": 64},
+        },
+    ],
     "mamba": [{"d_state": 4, "expand": 1, "d_conv": 2, "dt_rank": 3, "conv_bias": False}],
     "mamba2": [
         {"num_groups": 2, "head_dim": 32, "d_state": 16, "chunk_size": 16},
         {"d_state": 24, "expand": 1, "d_conv": 2, "conv_bias": False, "chunk_size": 128},
+    ],
+    "mamba3": [
+        {"num_groups": 2, "head_dim": 32, "d_state": 16, "chunk_size": 16, "out_norm": True},
+        {"d_state": 22, "expand": 1, "rope_fraction": 1.0, "state_dtype": "model"},
     ],
     "deltanet": [
         {"num_heads": 3, "head_dim": 17, "v_head_dim": 24, "conv_size": 2},
