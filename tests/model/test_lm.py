@@ -13,7 +13,7 @@ from archsearch.space import ArchSpec
 from archsearch.space import count
 from archsearch.space import parse
 
-PATTERNS = ["(a f)x2 @64", "d f m2 f a f m2 f @64", "m1 w gd gla ret r7 f @64"]
+PATTERNS = ["(a f)x2 @64", "d f m2 f a f m2 f @64", "m1 w gd gla ret r7 f @64", "mla m3 f @64"]
 
 
 def spec_of(pattern: str, meta: int = 5, **fields: object) -> ArchSpec:
