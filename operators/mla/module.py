@@ -30,7 +30,6 @@ CAUSAL = {
     "sdpa": expanded.attend_causal,
     "reference": reference.attend_causal,
 }
-MASKED = {"sdpa": expanded.attend, "reference": reference.attend}
 CACHED = {"torch": absorbed.attend_cache, "reference": reference.attend_cache}
 
 
@@ -131,8 +130,11 @@ class MultiHeadLatentAttention(Mixer):
         positions = rows.positions(q)
         used = min(int(positions.max()) + 1, cache.shape[1])
         seen = torch.arange(used, device=q.device) <= positions[:, :, None]
-        request = Request(self.operator, "prefill", q.device.type, q.dtype)
-        run = MASKED[choose(tuple(MASKED), request)]
+        run = reference.attend
+        if self.backend(q) != "reference":
+            # a part of its own: the layer's backend may be one that takes no mask
+            choose(("sdpa",), Request("mla_continued", "prefill", q.device.type, q.dtype))
+            run = expanded.attend
         return run(q, cache[:, :used].to(q.dtype), self.expansion(), seen)
 
     def expansion(self) -> Tensor:
