@@ -34,26 +34,24 @@ def chunked_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """Outputs o[B,T,N,V] and the final state for q, k[B,T,N,K], v[B,T,N,V], beta and
     log_decay[B,T,N], from state[B,N,K,V]; everything in fp32."""
-    batch, length, heads, _ = q.shape
+    length = q.shape[1]
     size = min(CHUNK, length)
-    q, k, v, beta = (_to_chunks(x, size) for x in (q, k, v, beta[..., None]))
+    q, k, v, beta = (to_chunks(x, size) for x in (q, k, v, beta[..., None]))
     overlap, scores = (k @ k.mT) * beta, q @ k.mT
     old, new, ends = k, k, None
     if log_decay is not None:
-        total = _to_chunks(log_decay[..., None], size).cumsum(2)
+        total = to_chunks(log_decay[..., None], size).cumsum(2)
         # only past over present: the other half could overflow
         pairwise = (total - total.mT).tril().exp()
         overlap, scores = overlap * pairwise, scores * pairwise
         since, last = total.exp(), total[:, :, -1:]
         q, old, new = q * since, k * since, k * (last - total).exp()
         ends = last.exp()
-    identity = torch.eye(size, device=q.device).expand_as(overlap)
-    inverse = torch.linalg.solve_triangular(
-        overlap.tril(-1), identity, upper=False, unitriangular=True
+    scores = scores.tril()
+    o, final = carry_chunks(
+        q, old, new, v, beta=beta, overlap=overlap, scores=scores, ends=ends, state=state
     )
-    o, final = _scan((q, old, new, v, inverse * beta.mT, scores.tril()), ends, state.flatten(0, 1))
-    o = o.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
-    return o[:, :length], final.unflatten(0, (batch, heads))
+    return o[:, :length], final
 
 
 def delta_rule_step(
@@ -78,13 +76,44 @@ def delta_rule_step(
     return seen[:, :, 1] + (q * k).sum(-1, keepdim=True) * correction
 
 
-def _to_chunks(x: Tensor, size: int) -> Tensor:
+def to_chunks(x: Tensor, size: int) -> Tensor:
     """x[B,T,N,*] as [M,B*N,C,*] in fp32; tokens added at the end are zero and change nothing."""
     missing = -x.shape[1] % size
     if missing:
         x = F.pad(x, (0, 0, 0, 0, 0, missing))
     x = x.float().unflatten(1, (-1, size)).permute(1, 0, 3, 2, 4)
     return x.flatten(1, 2).contiguous()
+
+
+def carry_chunks(
+    q: Tensor,
+    old: Tensor,
+    new: Tensor,
+    v: Tensor,
+    *,
+    beta: Tensor,
+    overlap: Tensor,
+    scores: Tensor,
+    ends: Tensor | None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Solve M chunks of C writes and carry state[B,N,K,V] through them; returns o[B,M*Q,N,V]
+    of Q queries a chunk, and the last state.
+
+    q[M,B*N,Q,K] and old[M,B*N,C,K] are the queries and keys that read the state before the
+    chunk, new the keys that write at its end, v the values, beta[M,B*N,C,1] the write strengths.
+    overlap[M,B*N,C,C] is keys times keys times beta (its lower triangle counts), scores
+    [M,B*N,Q,C] queries times the keys they see; a chunk decays the state by ends[M,B*N,1 or K,1].
+    """
+    batch, heads = state.shape[:2]
+    identity = torch.eye(overlap.shape[-1], device=q.device).expand_as(overlap)
+    inverse = torch.linalg.solve_triangular(
+        overlap.tril(-1), identity, upper=False, unitriangular=True
+    )
+    chunks = (q, old, new, v, inverse * beta.mT, scores)
+    o, final = _scan(chunks, ends, state.flatten(0, 1))
+    o = o.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)
+    return o, final.unflatten(0, (batch, heads))
 
 
 def _scan(chunks: tuple[Tensor, ...], ends: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,3 +46,12 @@ def refuses_gated_backward(request: Request) -> str:
             " 3.7.0 (flash-linear-attention issue 640)"
         )
     return ""
+
+
+def refuses_chunks(request: Request) -> str:
+    """Why a chunked kernel, or the step that goes with it, cannot serve the request."""
+    reason = refuses_dtype(request)
+    exact = request.dtype == torch.float32 and request.device == "cuda"
+    if not reason and exact and request.phase != "decode":
+        return "its matrix products round float32 to TF32"
+    return reason

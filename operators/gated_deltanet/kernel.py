@@ -6,12 +6,11 @@ Legend: B rows, T tokens, N key heads, G value heads, K key width, V value width
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from archsearch.operators.backends import Request
 from archsearch.operators.common.fla import prepared
-from archsearch.operators.common.fla import refuses_dtype
+from archsearch.operators.common.fla import refuses_chunks
 from archsearch.operators.common.fla import refuses_gated_backward
 from archsearch.operators.deltanet.kernel import refuses_widths
 from archsearch.operators.gated_deltanet.config import GatedDeltaNetConfig
@@ -37,11 +36,8 @@ def chunk(
 
 def refuses(request: Request, config: GatedDeltaNetConfig) -> str:
     """Why flash-linear-attention's kernels cannot serve the request; "" if they can."""
-    rounds = request.device == "cuda" and request.dtype == torch.float32
-    if rounds and request.phase != "decode":
-        return "its matrix products round float32 to TF32"
     return (
-        refuses_dtype(request)
+        refuses_chunks(request)
         or refuses_gated_backward(request)
         or refuses_widths(request, config)
     )

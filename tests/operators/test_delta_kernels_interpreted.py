@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from archsearch import operators
+from archsearch.operators import backends
+from archsearch.operators.backends import Request
+from archsearch.operators.base import Phase
+from archsearch.operators.common import fla
+from archsearch.operators.sequence import SequenceInfo
 
 LENGTHS = (1, 63, 65)
 FP16, FP32 = torch.float16, torch.float32
@@ -46,12 +54,40 @@ def test_kernels_equal_the_reference() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "phase", "dtype", "reason"),
+    [
+        ("deltanet", {}, "train", torch.bfloat16, ""),
+        ("deltanet", {}, "prefill", FP32, "16-bit"),
+        ("deltanet", {}, "decode", FP32, ""),
+        ("deltanet", {"head_dim": 512, "num_heads": 1}, "prefill", FP16, "256"),
+        ("deltanet", {"head_dim": 512, "num_heads": 1}, "decode", FP16, ""),
+        ("gated_deltanet", {}, "train", torch.bfloat16, "issue 640"),
+        ("gated_deltanet", {}, "prefill", torch.bfloat16, ""),
+        ("gated_deltanet", {}, "prefill", FP32, "TF32"),
+        ("gated_deltanet", {}, "decode", torch.float64, "float32, float16"),
+    ],
+)
+def test_refusals(
+    name: str,
+    options: dict[str, Any],
+    phase: Phase,
+    dtype: torch.dtype,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fla, "is_hopper", lambda: True)
+    monkeypatch.setattr(fla, "triton_version", lambda: (3, 6, 0))
+    operator = operators.get(name)
+    mixer = operator.build(operator.configure(512, **options))
+    refusal = mixer.refuses("fla", Request(name, phase, "cuda", dtype))
+    assert reason in refusal and bool(reason) == bool(refusal), refusal
+
+
 def compare(
     name: str, options: dict[str, Any], dtype: torch.dtype, tolerance: float, length: int
 ) -> None:
     """The kernels' outputs, gradients and states against the fp32 reference's."""
-    from archsearch import operators
-
     operator = operators.get(name)
     mixer = operator.build(operator.configure(32, conv_size=2, **options))
     mixer.init_weights(torch.Generator().manual_seed(0))
@@ -72,9 +108,6 @@ def compare(
 def results(mixer: Any, backend: str, length: int) -> dict[str, Tensor]:
     """Everything that a layer computes: a training pass, a padded prompt from a state, and a
     decode step in which only the first row takes part."""
-    from archsearch.operators import backends
-    from archsearch.operators.sequence import SequenceInfo
-
     dtype = mixer.o_proj.weight.dtype
     x = torch.randn(2, length, 32, generator=torch.Generator().manual_seed(2)).to(dtype)
     starts = torch.full((2,), length)
@@ -108,19 +141,19 @@ class Index(int):
 
 def prepare() -> None:
     """Stand-ins for what the interpreter or a CPU lacks."""
-    import fla.ops.delta_rule
-    import fla.ops.gated_delta_rule  # noqa: F401
+    for package in ("fla.ops.delta_rule", "fla.ops.gated_delta_rule"):
+        import_module(package)
     from triton.runtime import autotuner
     from triton.runtime import interpreter
 
     torch.cuda.device = lambda index: nullcontext()  # type: ignore[assignment, misc]
     torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=8)
 
-    def run_first(self: Any, *args: Any, **kwargs: Any) -> Any:
-        setting = self.best_config = self.configs[0]
+    def run_last(self: Any, *args: Any, **kwargs: Any) -> Any:
+        setting = self.best_config = self.configs[-1]
         return self.fn.run(*args, **kwargs, **setting.all_kwargs())
 
-    autotuner.Autotuner.run = run_first
+    autotuner.Autotuner.run = run_last
     patch = interpreter._patch_lang_tensor
 
     def patch_index(tensor: Any, scope: Any) -> None:
