@@ -21,6 +21,7 @@ from archsearch.operators.deltanet import DELTANET
 from archsearch.operators.ffn import FFN
 from archsearch.operators.gated_deltanet import GATED_DELTANET
 from archsearch.operators.gla import GLA
+from archsearch.operators.kda import KDA
 from archsearch.operators.mamba import MAMBA
 from archsearch.operators.mamba2 import MAMBA2
 from archsearch.operators.mamba3 import MAMBA3
@@ -38,6 +39,7 @@ OPERATORS: tuple[Operator, ...] = (
     MAMBA3,
     DELTANET,
     GATED_DELTANET,
+    KDA,
     GLA,
     RETENTION,
     RWKV7,
