@@ -20,6 +20,7 @@ from archsearch.operators.base import Shape
 from archsearch.operators.deltanet import DELTANET
 from archsearch.operators.ffn import FFN
 from archsearch.operators.gated_deltanet import GATED_DELTANET
+from archsearch.operators.gated_deltaproduct import GATED_DELTAPRODUCT
 from archsearch.operators.gla import GLA
 from archsearch.operators.kda import KDA
 from archsearch.operators.mamba import MAMBA
@@ -39,6 +40,7 @@ OPERATORS: tuple[Operator, ...] = (
     MAMBA3,
     DELTANET,
     GATED_DELTANET,
+    GATED_DELTAPRODUCT,
     KDA,
     GLA,
     RETENTION,

@@ -56,6 +56,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"num_heads": 2, "num_v_heads": 4, "head_dim": 24, "v_head_dim": 17},
         {"num_v_heads": 4, "use_gate": False, "conv_size": 3},
     ],
+    "gated_deltaproduct": [
+        {"num_heads": 2, "num_v_heads": 4, "head_dim": 24, "v_head_dim": 17},
+        {"num_householder": 3, "use_gate": False, "conv_size": 3, "allow_neg_eigval": False},
+    ],
     "kda": [
         {"num_heads": 3, "head_dim": 24, "v_head_dim": 17, "conv_size": 2},
         {"head_dim": 128, "conv_size": 1, "norm_eps": 1e-3},
