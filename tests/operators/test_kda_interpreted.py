@@ -1,0 +1,109 @@
+"""flash-linear-attention's Kimi Delta Attention and gated delta product against the reference, on
+a CPU in Triton's interpreter, and what their adapters refuse.
+
+The comparison is that of test_delta_kernels_interpreted.py, in a process of its own as there.
+
+Run: pytest tests/operators/test_kda_interpreted.py
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from archsearch import operators
+from archsearch.operators.backends import Request
+from archsearch.operators.base import Phase
+from archsearch.operators.common import fla
+
+LENGTHS = (1, 65)
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+CASES: dict[str, list[tuple[str, dict[str, Any], torch.dtype, float]]] = {
+    "kda": [
+        ("kda", {"head_dim": 16, "v_head_dim": 32}, FP32, 1e-4),
+        ("kda", {"num_heads": 1, "head_dim": 24, "v_head_dim": 18}, FP32, 1e-4),
+    ],
+    "gated_deltaproduct": [
+        (
+            "gated_deltaproduct",
+            {"num_heads": 1, "num_v_heads": 2, "head_dim": 16},
+            FP16,
+            1e-2,
+        ),
+        (
+            "gated_deltaproduct",
+            {"num_householder": 3, "head_dim": 16, "allow_neg_eigval": False},
+            FP16,
+            1e-2,
+        ),
+    ],
+}
+
+
+@pytest.mark.skipif(
+    not (find_spec("triton") and find_spec("fla")), reason="needs triton and fla-core"
+)
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_equal_the_reference(name: str) -> None:
+    root = Path(__file__).parents[2]
+    paths = [str(root), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+    }
+    command = [sys.executable, __file__, name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "phase", "dtype", "reason"),
+    [
+        ("kda", {}, "train", BF16, ""),
+        ("kda", {}, "prefill", FP32, "TF32"),
+        ("kda", {}, "decode", FP32, ""),
+        ("kda", {}, "decode", torch.float64, "float32, float16"),
+        ("kda", {"num_heads": 1, "head_dim": 512}, "prefill", FP16, "256"),
+        ("kda", {"num_heads": 1, "head_dim": 512}, "decode", FP16, ""),
+        ("kda", {"v_head_dim": 17}, "train", FP16, "even width"),
+        ("gated_deltaproduct", {}, "train", BF16, "issue 640"),
+        ("gated_deltaproduct", {}, "prefill", BF16, ""),
+        ("gated_deltaproduct", {}, "prefill", FP32, "16-bit"),
+        ("gated_deltaproduct", {}, "decode", FP32, ""),
+        ("gated_deltaproduct", {"head_dim": 512}, "prefill", FP16, "256"),
+    ],
+)
+def test_refusals(
+    name: str,
+    options: dict[str, Any],
+    phase: Phase,
+    dtype: torch.dtype,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fla, "is_hopper", lambda: True)
+    monkeypatch.setattr(fla, "triton_version", lambda: (3, 6, 0))
+    operator = operators.get(name)
+    mixer = operator.build(operator.configure(512, **options))
+    refusal = mixer.refuses("fla", Request(name, phase, "cuda", dtype))
+    assert reason in refusal and bool(reason) == bool(refusal), refusal
+
+
+if __name__ == "__main__":
+    for package in ("fla.ops.kda", "fla.ops.gated_delta_product"):
+        import_module(package)
+    # beside this file
+    delta = import_module("test_delta_kernels_interpreted")
+    delta.prepare()
+    for case in CASES[sys.argv[1]]:
+        for tokens in LENGTHS:
+            delta.compare(*case, tokens)
