@@ -34,7 +34,9 @@ def log_decay(*size: int) -> Tensor:
     return -0.1 * rand(*size, dtype=FP32).sigmoid()
 
 
-def chunked(op: Callable[..., Any], inputs: dict[str, Tensor], size: tuple[int, ...]) -> list[Stage]:
+def chunked(
+    op: Callable[..., Any], inputs: dict[str, Tensor], size: tuple[int, ...]
+) -> list[Stage]:
     """The stages of a chunked form: alone, with its gradients, and with a state."""
 
     def train() -> None:
@@ -183,7 +185,9 @@ def mamba2() -> Iterator[Stage]:
         "C": rand(1, TOKENS, 1, state_width),
     }
 
-    def scan(initial_state: Tensor | None = None, output_final_state: bool = False, **given: Tensor) -> Any:
+    def scan(
+        initial_state: Tensor | None = None, output_final_state: bool = False, **given: Tensor
+    ) -> Any:
         result = mamba_chunk_scan_combined(
             **given,
             A=a,

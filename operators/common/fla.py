@@ -6,8 +6,10 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from archsearch.operators.backends import Request
 from archsearch.operators.backends import interpreting
@@ -17,6 +19,10 @@ from archsearch.operators.common import tuning
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WRONG_SINCE, RIGHT_SINCE = (3, 4, 0), (3, 7, 1)
+# tensor cores multiply no fewer
+MIN_WIDTH = 16
+# columns of the state that one program of a decode step holds
+BLOCK = 32
 
 
 @cache
@@ -55,3 +61,78 @@ def refuses_chunks(request: Request) -> str:
     if not reason and exact and request.phase != "decode":
         return "its matrix products round float32 to TF32"
     return reason
+
+
+def refuses_narrow(request: Request, *widths: int) -> str:
+    """Why a chunked kernel cannot serve heads of these widths; "" if it can."""
+    if request.phase == "decode" or min(widths) >= MIN_WIDTH:
+        return ""
+    return f"its heads are at least {MIN_WIDTH} wide; here {' and '.join(map(str, widths))}"
+
+
+def launch_in_place(kernel: Any, state: Tensor, inputs: dict[str, Any], v: Tensor) -> Tensor:
+    """Output o[B,N,V] of a recurrent kernel for one token; state[B,N,K,V] moves on in place.
+
+    Upstream's own launch writes the state elsewhere and has to be copied. A program reads its
+    tile of the state whole before it writes it, so that both may be the same memory, as long
+    as the kernel runs once: so the autotuner is passed by.
+    """
+    assert state.is_contiguous(), "the state must be contiguous to be updated in place"
+    batch, heads, keys, values = state.shape
+    rows, columns = power_of_2(keys), min(BLOCK, power_of_2(values))
+    o = torch.empty_like(v, memory_format=torch.contiguous_format)
+    inputs = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    with torch.cuda.device(state.device):
+        # heuristics around the autotuner around the kernel
+        kernel.fn.fn[(-(-values // columns) * batch * heads,)](
+            **inputs,
+            v=v.contiguous(),
+            o=o,
+            h0=state,
+            ht=state,
+            cu_seqlens=None,
+            T=1,
+            B=batch,
+            H=heads,
+            K=keys,
+            V=values,
+            BK=rows,
+            BV=columns,
+            REVERSE=False,
+            USE_INITIAL_STATE=True,
+            STORE_FINAL_STATE=True,
+            IS_VARLEN=False,
+            num_warps=4 if rows * columns >= 1024 else 1,
+        )
+    return o
+
+
+def power_of_2(size: int) -> int:
+    """The least power of two that is not below `size`."""
+    return 1 << (size - 1).bit_length()
+
+
+def linear_step_(
+    state: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    by_key: Tensor | None = None,
+    by_head: Tensor | None = None,
+) -> Tensor:
+    """One token of linear attention, its queries scaled: state[B,N,K,V] decays by the exponential
+    of by_key[B,N,K] or by_head[B,N], gains k[B,N,K] v[B,N,V]^T and gives o[B,N,V] for q[B,N,K]."""
+    gates = {
+        "g": by_head,
+        "gk": by_key,
+        "g_gamma": None,
+        "gv": None,
+        "USE_G": by_head is not None,
+        "USE_GK": by_key is not None,
+        "USE_G_GAMMA": False,
+        "USE_GV": False,
+    }
+    kernel = prepared("fla.ops.common.fused_recurrent").fused_recurrent_fwd_kernel
+    inputs = {"q": q, "k": k, "scale": k.shape[-1] ** -0.5, **gates}
+    return launch_in_place(kernel, state, inputs, v)

@@ -36,6 +36,6 @@ GLA = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("torch", "reference"),
+    backends=("fla", "torch", "reference"),
     source="Yang et al. 2023, arXiv 2312.06635",
 )

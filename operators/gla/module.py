@@ -10,7 +10,9 @@ from torch import Tensor
 from torch import nn
 from torch.nn import functional as F
 
+from archsearch.operators.backends import Request
 from archsearch.operators.common.norm import RMSNorm
+from archsearch.operators.gla import kernel
 from archsearch.operators.gla.chunked import chunk_gla
 from archsearch.operators.gla.config import GLAConfig
 from archsearch.operators.gla.reference import gla_step
@@ -20,6 +22,8 @@ from archsearch.operators.layer import State
 from archsearch.operators.layer import state_dtype
 from archsearch.operators.sequence import Rows
 
+RUNS = {"fla": kernel.chunk, "torch": chunk_gla, "reference": recurrent_gla}
+
 
 class GLA(Mixer):
     """Linear attention whose state decays by a data-dependent gate per key channel."""
@@ -27,6 +31,7 @@ class GLA(Mixer):
     operator = "gla"
     READS = ("q_proj", "k_proj", "v_proj", "g_proj", "decay_down", "decay_up")
     WRITES = ("o_proj",)
+    config: GLAConfig
 
     def __init__(self, config: GLAConfig) -> None:
         super().__init__(config)
@@ -64,17 +69,24 @@ class GLA(Mixer):
         if mask is not None:
             # keys are zero at padding already: nothing is added, and now nothing decays
             log_decay = log_decay.masked_fill(~mask[:, :, None, None], 0)
-        run = recurrent_gla if self.backend(x) == "reference" else chunk_gla
+        run = RUNS[self.backend(x)]
         o, memory = run(q, k, v, log_decay, None if state is None else state["recurrent"])
         if state is not None:
+            assert memory is not None, "a form that was given a state returned none"
             state.update("recurrent", memory)
         return self.gate_output(o, x)
 
     def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """See `Mixer.mix_step`."""
-        q, k, v, log_decay = (t.float() for t in self.project(x))
-        o, memory = gla_step(q, k, v, log_decay, state["recurrent"].float())
-        state.update("recurrent", memory, active)
+        q, k, v, log_decay = self.project(x)
+        before = state["recurrent"]
+        if self.backend(x, "decode") == "fla":
+            k, log_decay = (t.masked_fill(~active[:, None, None], 0) for t in (k, log_decay))
+            o = kernel.step_(before, q, k, v, log_decay)
+        else:
+            q, k, v = (t.float() for t in (q, k, v))
+            o, memory = gla_step(q, k, v, log_decay, before.float())
+            state.update("recurrent", memory, active)
         return self.gate_output(o.to(x.dtype), x)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -88,3 +100,7 @@ class GLA(Mixer):
     def gate_output(self, o: Tensor, x: Tensor) -> Tensor:
         """Normalise o[...,N,V] per head, gate it by x[...,H] and project it back."""
         return self.o_proj(self.norm(o).flatten(-2) * F.silu(self.g_proj(x)))
+
+    def refuses(self, backend: str, request: Request) -> str:
+        """See `Mixer.refuses`."""
+        return kernel.refuses(request, self.config) if backend == "fla" else ""

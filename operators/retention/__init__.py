@@ -36,6 +36,6 @@ RETENTION = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("torch", "reference"),
+    backends=("fla", "torch", "reference"),
     source="Sun et al. 2023, arXiv 2307.08621",
 )

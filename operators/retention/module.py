@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import nn
 from torch.nn import functional as F
 
+from archsearch.operators.backends import Request
 from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.common.rope import inverse_frequencies
 from archsearch.operators.common.rope import rotate
@@ -17,12 +18,15 @@ from archsearch.operators.common.rope import tables
 from archsearch.operators.layer import Mixer
 from archsearch.operators.layer import State
 from archsearch.operators.layer import state_dtype
+from archsearch.operators.retention import kernel
 from archsearch.operators.retention.chunked import chunk_retention
 from archsearch.operators.retention.config import RetentionConfig
 from archsearch.operators.retention.reference import log_decays
 from archsearch.operators.retention.reference import recurrent_retention
 from archsearch.operators.retention.reference import retention_step
 from archsearch.operators.sequence import Rows
+
+RUNS = {"fla": kernel.chunk, "torch": chunk_retention, "reference": recurrent_retention}
 
 
 class Retention(Mixer):
@@ -31,6 +35,7 @@ class Retention(Mixer):
     operator = "retention"
     READS = ("q_proj", "k_proj", "v_proj", "g_proj")
     WRITES = ("o_proj",)
+    config: RetentionConfig
 
     def __init__(self, config: RetentionConfig) -> None:
         super().__init__(config)
@@ -77,14 +82,14 @@ class Retention(Mixer):
             rotate(q, cos[:, :, None], sin[:, :, None]),
             rotate(k, cos[:, :, None], sin[:, :, None]),
         )
-        log_decay = log_decays(self.num_heads, x.device).expand(1, x.shape[1], -1)
-        mask = rows.mask(x)
-        if mask is not None:
-            # keys are zero at padding already: nothing is added, and now nothing decays
-            log_decay = log_decay * mask[:, :, None]
-        run = recurrent_retention if self.backend(x) == "reference" else chunk_retention
+        backend = self.backend(x)
+        # without a state nobody sees what the padding at the end decays
+        mask = None if state is None else rows.mask(x)
+        log_decay = self.decay_of(x, mask, by_head=backend == "fla")
+        run = RUNS[backend]
         o, memory = run(q, k, v, log_decay, None if state is None else state["recurrent"])
         if state is not None:
+            assert memory is not None, "a form that was given a state returned none"
             state.update("recurrent", memory)
         return self.gate_output(o, x)
 
@@ -93,10 +98,15 @@ class Retention(Mixer):
         q, k, v = self.project(x)
         cos = state.shared["cos"][position][:, None]
         sin = state.shared["sin"][position][:, None]
-        q, k, v = (t.float() for t in (rotate(q, cos, sin), rotate(k, cos, sin), v))
-        log_decay = state.shared["log_decay"][None]
-        o, memory = retention_step(q, k, v, log_decay, state["recurrent"].float())
-        state.update("recurrent", memory, active)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        log_decay, before = state.shared["log_decay"], state["recurrent"]
+        if self.backend(x, "decode") == "fla":
+            k = k.masked_fill(~active[:, None, None], 0)
+            o = kernel.step_(before, q, k, v, log_decay * active[:, None])
+        else:
+            q, k, v = (t.float() for t in (q, k, v))
+            o, memory = retention_step(q, k, v, log_decay[None], before.float())
+            state.update("recurrent", memory, active)
         return self.gate_output(o.to(x.dtype), x)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,6 +116,15 @@ class Retention(Mixer):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         return q, k, v
+
+    def decay_of(self, x: Tensor, mask: Tensor | None, *, by_head: bool) -> Tensor:
+        """Log-decays [1 or B,T,N] of x[B,T,H], zero where `mask`[B,T] is not true; [N] where one
+        per head says it all."""
+        decays = log_decays(self.num_heads, x.device)
+        if mask is None:
+            return decays if by_head else decays.expand(1, x.shape[1], -1)
+        # keys are zero at padding already: nothing is added, and now nothing decays
+        return decays * mask[:, :, None]
 
     def gate_output(self, o: Tensor, x: Tensor) -> Tensor:
         """Normalise o[...,N,V] per head, gate it by x[...,H] and project it back."""
@@ -121,3 +140,7 @@ class Retention(Mixer):
             device=positions.device,
         )
         return tables(inverse, positions)
+
+    def refuses(self, backend: str, request: Request) -> str:
+        """See `Mixer.refuses`."""
+        return kernel.refuses(request, self.config) if backend == "fla" else ""

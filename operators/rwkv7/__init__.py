@@ -34,6 +34,6 @@ RWKV7 = Operator(
     build=build,
     cost=cost,
     choices=choices,
-    backends=("torch", "reference"),
+    backends=("fla", "torch", "reference"),
     source="Peng et al. 2025, arXiv 2503.14456",
 )

@@ -33,7 +33,7 @@ def chunk_rwkv7(
     """Run the recurrence over r, w, k, v, a, b[B,T,N,D] with -0.61 <= w <= 0.
 
     Computes in fp32; returns o[B,T,N,D] in v's dtype and the final state [B,N,D,D]
-    (values by keys) in fp32.
+    (keys by values) in fp32.
     """
     length, width = v.shape[1], v.shape[-1]
     values, decay = _split(v), _split(w)  # [B,N,C,L,D]
@@ -65,14 +65,17 @@ def chunk_rwkv7(
     changes = b_end.transpose(-1, -2) @ solved  # [B,N,C,D,2D]
     gained = changes[..., :width] + k_end.transpose(-1, -2) @ values
     kept = changes[..., width:] + torch.diag_embed(last.squeeze(-2))
-    state = _initial(initial_state, gained)  # keys by values
+    if initial_state is None:
+        state = torch.zeros_like(gained[:, :, 0])
+    else:
+        state = initial_state.float()
     before = []
     for keep, gain in zip(kept.unbind(2), gained.unbind(2), strict=True):
         before.append(state)
         state = gain + keep @ state
     o = given + carried @ torch.stack(before, dim=2)
     o = o.flatten(2, 3)[:, :, :length].transpose(1, 2)
-    return o.to(v.dtype), state.transpose(-1, -2)
+    return o.to(v.dtype), state
 
 
 def _split(x: Tensor) -> Tensor:
@@ -80,9 +83,3 @@ def _split(x: Tensor) -> Tensor:
     pad = -x.shape[1] % CHUNK
     x = x.transpose(1, 2).float()
     return F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, CHUNK))
-
-
-def _initial(state: Tensor | None, gained: Tensor) -> Tensor:
-    if state is None:
-        return torch.zeros_like(gained[:, :, 0])
-    return state.float().transpose(-1, -2)

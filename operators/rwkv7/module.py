@@ -12,9 +12,11 @@ from torch import Tensor
 from torch import nn
 from torch.nn import functional as F
 
+from archsearch.operators.backends import Request
 from archsearch.operators.layer import Mixer
 from archsearch.operators.layer import State
 from archsearch.operators.layer import state_dtype
+from archsearch.operators.rwkv7 import kernel
 from archsearch.operators.rwkv7.chunked import chunk_rwkv7
 from archsearch.operators.rwkv7.config import RWKV7Config
 from archsearch.operators.rwkv7.reference import recurrent_rwkv7
@@ -24,6 +26,7 @@ from archsearch.operators.sequence import Rows
 # exp(-1/2): the strongest decay of a token is exp(-exp(-1/2)) = 0.545
 DECAY_SCALE = 0.6065306597126334
 MIXED = ("r", "w", "k", "v", "a", "g")
+RUNS = {"fla": kernel.chunk, "torch": chunk_rwkv7, "reference": recurrent_rwkv7}
 
 
 class Parts(NamedTuple):
@@ -49,6 +52,7 @@ class RWKV7(Mixer):
         *(f"{name}_{end}" for name in ("decay", "rate", "gate") for end in ("down", "up")),
     )
     WRITES = ("o_proj",)
+    config: RWKV7Config
 
     def __init__(self, config: RWKV7Config) -> None:
         super().__init__(config)
@@ -112,10 +116,11 @@ class RWKV7(Mixer):
             # the shift brings the last token into the padding: nothing may change there
             padding = ~mask[:, :, None, None]
             w, k, kk = (t.masked_fill(padding, 0) for t in (w, k, kk))
-        run = recurrent_rwkv7 if self.backend(x) == "reference" else chunk_rwkv7
+        run = RUNS[self.backend(x)]
         memory = None if state is None else state["recurrent"]
         o, memory = run(r, w, k, v, a=-kk, b=kk * rate, initial_state=memory)
         if state is not None:
+            assert memory is not None, "a form that was given a state returned none"
             state.update("recurrent", memory)
             state.update("shift", _last(x, rows))
         return self.finish(o, parts)
@@ -123,10 +128,15 @@ class RWKV7(Mixer):
     def mix_step(self, x: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """See `Mixer.mix_step`."""
         parts = self.project(x, state["shift"].to(x.dtype))
-        r, w, k, v, kk, rate, _ = (t.float() for t in parts)
-        before = state["recurrent"].float()
-        o, memory = rwkv7_step(r, w, k, v, a=-kk, b=kk * rate, state=before)
-        state.update("recurrent", memory, active)
+        before = state["recurrent"]
+        if self.backend(x, "decode") == "fla":
+            r, w, k, v, kk, rate, _ = parts
+            w, k, kk = (t.masked_fill(~active[:, None, None], 0) for t in (w, k, kk))
+            o = kernel.step_(before, r, w, k, v, kk=kk, rate=rate)
+        else:
+            r, w, k, v, kk, rate, _ = (t.float() for t in parts)
+            o, memory = rwkv7_step(r, w, k, v, a=-kk, b=kk * rate, state=before.float())
+            state.update("recurrent", memory, active)
         state.update("shift", x, active)
         return self.finish(o.to(x.dtype), parts)
 
@@ -150,6 +160,10 @@ class RWKV7(Mixer):
         normed = self.norm(o.reshape(-1, self.config.hidden_size)).view(o.shape)
         bonus = (parts.r * parts.k * self.r_k).sum(-1, keepdim=True)
         return self.o_proj(torch.addcmul(normed, bonus, parts.v).flatten(-2) * parts.gate)
+
+    def refuses(self, backend: str, request: Request) -> str:
+        """See `Mixer.refuses`."""
+        return kernel.refuses(request, self.config) if backend == "fla" else ""
 
 
 def _last(x: Tensor, rows: Rows) -> Tensor:

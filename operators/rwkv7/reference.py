@@ -16,12 +16,12 @@ from torch import Tensor
 def rwkv7_step(
     r: Tensor, w: Tensor, k: Tensor, v: Tensor, *, a: Tensor, b: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token: r, w, k, v, a, b[B,N,D] and state[B,N,D,D] (values by keys) to
-    (o[B,N,D], state)."""
-    removed = state @ a[..., None]
-    state = state * w.exp()[..., None, :]
-    state = state + removed * b[..., None, :] + v[..., None] * k[..., None, :]
-    return (state @ r[..., None]).squeeze(-1), state
+    """One token: r, w, k, v, a, b[B,N,D] and state[B,N,D,D], the transposed S (keys by values),
+    to (o[B,N,D], state)."""
+    removed = a[..., None, :] @ state
+    state = state * w.exp()[..., None]
+    state = state + b[..., None] * removed + k[..., None] * v[..., None, :]
+    return (r[..., None, :] @ state).squeeze(-2), state
 
 
 def recurrent_rwkv7(

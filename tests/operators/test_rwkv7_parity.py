@@ -26,10 +26,10 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 def run_naive(naive: ModuleType, r: Tensor, *tokens: Tensor, state: Tensor) -> list[Tensor]:
-    """The naive recurrence, which is [B,N,T,D], scales r and keeps its state transposed."""
+    """The naive recurrence, which is [B,N,T,D] and scales r."""
     r, k, v, a, b, w = (t.transpose(1, 2) for t in (r * r.shape[-1] ** 0.5, *tokens))
-    o, final = naive.dplr_recurrence(r, k, v, a, b, w, initial_state=state.transpose(-1, -2))
-    return [o.transpose(1, 2), final.transpose(-1, -2)]
+    o, final = naive.dplr_recurrence(r, k, v, a, b, w, initial_state=state)
+    return [o.transpose(1, 2), final]
 
 
 @pytest.mark.parametrize("run", [recurrent_rwkv7, chunk_rwkv7])

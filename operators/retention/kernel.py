@@ -1,0 +1,43 @@
+"""Adapters to flash-linear-attention: the chunked form both ways, and one token.
+
+Legend: B rows, T tokens, N heads, K key width, V value width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from archsearch.operators.backends import Request
+from archsearch.operators.common.fla import linear_step_
+from archsearch.operators.common.fla import prepared
+from archsearch.operators.common.fla import refuses_chunks
+from archsearch.operators.common.fla import refuses_narrow
+from archsearch.operators.retention.config import RetentionConfig
+
+OPS = "fla.ops.simple_gla"
+
+
+def chunk(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The same as `chunked.chunk_retention`, in the dtype of q, k and v; the final state, in
+    fp32, is given only where there is an initial one. log_decay[N] holds for every token, or
+    [B,T,N] tells each its own (no gradients then on some GPUs: see
+    `fla.refuses_gated_backward`)."""
+    state = None if initial_state is None else initial_state.float()
+    gate = {"g_gamma" if log_decay.dim() == 1 else "g": log_decay}
+    o, final = prepared(OPS).chunk_simple_gla(
+        q, k, v, **gate, initial_state=state, output_final_state=state is not None
+    )
+    return o, final
+
+
+def step_(state: Tensor, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """Output of one token as `reference.retention_step` with log_decay[B,N], fp32 inside; the
+    state moves on in place, and stays where k and log_decay are 0."""
+    return linear_step_(state, q, k, v, by_head=log_decay)
+
+
+def refuses(request: Request, config: RetentionConfig) -> str:
+    """Why the kernels cannot serve the request; "" if they can."""
+    return refuses_chunks(request) or refuses_narrow(request, config.head_dim, config.v_head_dim)
