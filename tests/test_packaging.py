@@ -34,6 +34,7 @@ def test_one_top_level_name(wheel: Path) -> None:
 def test_linked_folders_and_data_are_inside(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "archsearch/operators/attention/module.py" in names
+    assert "archsearch/operators/tuned/sm90.json" in names
     assert "archsearch/profiles/schema.py" in names
     assert "archsearch/py.typed" in names
     data = [name for name in names if name.startswith("archsearch/profiles/data/")]

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 Stage = tuple[str, Callable[[], Any]]
 
 WIDTH, TOKENS = 2048, 4096
+# below a width of 1024 heads are half as wide, and kernels have other settings
+NARROW = 896
 BF16, FP32 = torch.bfloat16, torch.float32
 
 
@@ -224,10 +226,17 @@ def layer(name: str) -> Iterator[Stage]:
 
     if name not in operators.names():
         return
+    for width in (WIDTH, NARROW):
+        yield from layer_of_width(name, width)
+
+
+def layer_of_width(name: str, width: int) -> Iterator[Stage]:
+    from archsearch import operators
+
     operator = operators.get(name)
-    mixer = operator.build(operator.configure(WIDTH)).to("cuda", BF16)
+    mixer = operator.build(operator.configure(width)).to("cuda", BF16)
     mixer.init_weights(torch.Generator("cuda").manual_seed(0))
-    x = rand(2, TOKENS // 2, WIDTH)
+    x = rand(2, TOKENS // 2, width)
 
     @torch.no_grad()
     def serve() -> None:
@@ -242,8 +251,8 @@ def layer(name: str) -> Iterator[Stage]:
         leaf = x.detach().requires_grad_()
         mixer(leaf).sum().backward()
 
-    yield "layer", serve
-    yield "layer train", train
+    yield f"layer{width}", serve
+    yield f"layer{width} train", train
 
 
 CASES: dict[str, Callable[[], Iterator[Stage]]] = {

@@ -24,7 +24,7 @@ import torch
 
 FOLDER = Path(__file__).parent.parent / "tuned"
 # what may differ between the key that was tuned and the key that is asked for
-LOOSE = {"B", "H", "HV", "HQ", "T", "NB", "NT", "M", "num_heads", "batch"}
+LOOSE = {"B", "H", "HV", "HQ", "T", "NB", "NT", "M", "num_heads", "nheads", "batch"}
 SETTINGS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
 
 logger = logging.getLogger(__name__)
