@@ -69,7 +69,8 @@ class GLA(Mixer):
         if mask is not None:
             # keys are zero at padding already: nothing is added, and now nothing decays
             log_decay = log_decay.masked_fill(~mask[:, :, None, None], 0)
-        run = RUNS[self.backend(x)]
+        # not x: under autocast the projections have the dtype that the kernels compute in
+        run = RUNS[self.backend(q)]
         o, memory = run(q, k, v, log_decay, None if state is None else state["recurrent"])
         if state is not None:
             assert memory is not None, "a form that was given a state returned none"
@@ -80,7 +81,7 @@ class GLA(Mixer):
         """See `Mixer.mix_step`."""
         q, k, v, log_decay = self.project(x)
         before = state["recurrent"]
-        if self.backend(x, "decode") == "fla":
+        if self.backend(q, "decode") == "fla":
             k, log_decay = (t.masked_fill(~active[:, None, None], 0) for t in (k, log_decay))
             o = kernel.step_(before, q, k, v, log_decay)
         else:

@@ -82,7 +82,8 @@ class Retention(Mixer):
             rotate(q, cos[:, :, None], sin[:, :, None]),
             rotate(k, cos[:, :, None], sin[:, :, None]),
         )
-        backend = self.backend(x)
+        # not x: under autocast the projections have the dtype that the kernels compute in
+        backend = self.backend(q)
         # without a state nobody sees what the padding at the end decays
         mask = None if state is None else rows.mask(x)
         log_decay = self.decay_of(x, mask, by_head=backend == "fla")
@@ -100,7 +101,7 @@ class Retention(Mixer):
         sin = state.shared["sin"][position][:, None]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         log_decay, before = state.shared["log_decay"], state["recurrent"]
-        if self.backend(x, "decode") == "fla":
+        if self.backend(q, "decode") == "fla":
             k = k.masked_fill(~active[:, None, None], 0)
             o = kernel.step_(before, q, k, v, log_decay * active[:, None])
         else:

@@ -34,6 +34,8 @@ def chunk(
     """The same as `chunked.chunk_rwkv7`, in the dtype of r, k and v; the final state, in fp32,
     is given only where there is an initial one."""
     state = None if initial_state is None else initial_state.float()
+    # under autocast some of them come in fp32
+    k, v, a, b = (x.to(r.dtype) for x in (k, v, a, b))
     o, final = prepared(OPS).chunk_rwkv7(
         r,
         w,

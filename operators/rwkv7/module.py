@@ -116,7 +116,8 @@ class RWKV7(Mixer):
             # the shift brings the last token into the padding: nothing may change there
             padding = ~mask[:, :, None, None]
             w, k, kk = (t.masked_fill(padding, 0) for t in (w, k, kk))
-        run = RUNS[self.backend(x)]
+        # not x: under autocast the projections have the dtype that the kernels compute in
+        run = RUNS[self.backend(r)]
         memory = None if state is None else state["recurrent"]
         o, memory = run(r, w, k, v, a=-kk, b=kk * rate, initial_state=memory)
         if state is not None:
@@ -129,7 +130,7 @@ class RWKV7(Mixer):
         """See `Mixer.mix_step`."""
         parts = self.project(x, state["shift"].to(x.dtype))
         before = state["recurrent"]
-        if self.backend(x, "decode") == "fla":
+        if self.backend(parts.r, "decode") == "fla":
             r, w, k, v, kk, rate, _ = parts
             w, k, kk = (t.masked_fill(~active[:, None, None], 0) for t in (w, k, kk))
             o = kernel.step_(before, r, w, k, v, kk=kk, rate=rate)
