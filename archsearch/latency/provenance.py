@@ -103,14 +103,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def git_commit() -> str | None:
-    """Commit of this checkout, "-dirty" with changes; outside a checkout of this project what
-    $ARCHSEARCH_COMMIT says, or None."""
+    """$ARCHSEARCH_COMMIT where the sources are a copy; else the commit of this checkout, "-dirty"
+    with changes; None outside a checkout of this project."""
+    if given := os.environ.get("ARCHSEARCH_COMMIT"):
+        return given
     package = Path(archsearch.__file__).parent
     try:
         _git(package, "ls-files", "--error-unmatch", "__init__.py")
         return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("ARCHSEARCH_COMMIT")
+        return None
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -61,6 +61,7 @@ def test_one_captured_step_decodes_like_the_forward_pass(name: str) -> None:
         saved = [{k: v.clone() for k, v in layer.tensors.items()} for layer in state.layers]
         position = state.position.clone()
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             model.step(token, state)
         torch.cuda.current_stream().wait_stream(stream)
