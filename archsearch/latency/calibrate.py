@@ -39,6 +39,8 @@ from archsearch.latency.measured import forget_begun
 from archsearch.latency.measured import recover_begun
 from archsearch.latency.measured import shape_of
 from archsearch.latency.measured import valid_rows
+from archsearch.latency.missing import Missing
+from archsearch.latency.missing import reasons
 from archsearch.latency.predict import predict
 from archsearch.latency.provenance import backend_packages
 from archsearch.latency.provenance import git_commit
@@ -262,7 +264,7 @@ class Agreement:
     comparisons: tuple[Comparison, ...]
     groups: tuple[Group, ...]
     orders: tuple[RankOrder, ...]
-    # what is missing, and why
+    # why models are missing, each reason once (see `missing.reasons`)
     failed: tuple[str, ...]
     # how well the table's rows are told by their neighbours (see `holdout.leave_one_out`)
     left_out: pd.DataFrame
@@ -271,15 +273,15 @@ class Agreement:
 def compare(plan: Plan, folder: Path) -> Agreement:
     """Predict what was measured into `folder`, as far as `plan` asks for it."""
     rows = valid_rows(folder, plan.table)
-    comparisons, failed = [], []
+    comparisons, missing = [], []
     for spec in plan.specs:
         answered, refused = plan.questions(spec)
-        failed += [f"{spec.name}: {reason}" for reason in dict.fromkeys(refused.values())]
+        missing += [Missing(spec.name, shape, reason) for shape, reason in refused.items()]
         for row in rows:
             if row["id"] != spec.id or (shape := shape_of(row)) not in answered:
                 continue
             if row["error"]:
-                failed.append(f"{spec.name}: {row['error']}")
+                missing.append(Missing(spec.name, shape, row["error"]))
                 continue
             predicted = predict(spec, shape, plan.table).latency_us
             comparisons.append(Comparison(spec.name, shape, predicted, row["latency_us_p50"]))
@@ -287,7 +289,7 @@ def compare(plan: Plan, folder: Path) -> Agreement:
         tuple(comparisons),
         tuple(group_errors(comparisons)),
         tuple(rank_orders(comparisons)),
-        tuple(failed),
+        tuple(reasons(missing, plan.table)),
         leave_one_out(plan.table),
     )
 

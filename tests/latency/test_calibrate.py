@@ -24,6 +24,8 @@ from archsearch.latency.agreement import target_of
 from archsearch.latency.calibrate import Plan
 from archsearch.latency.calibration import CALIBRATION_FILE
 from archsearch.latency.calibration import calibration_error
+from archsearch.latency.missing import Missing
+from archsearch.latency.missing import reasons
 from archsearch.latency.repeat import repeat_rows
 from archsearch.latency.repeat import sample_rows
 from archsearch.latency.repeat import write_repeat
@@ -245,6 +247,33 @@ def test_what_the_table_does_not_answer_is_not_measured(plan: Plan, tmp_path: Pa
     assert not measured.read_rows(tmp_path)
     (reason,) = calibrate.compare(far, tmp_path).failed
     assert reason.startswith("tiny-0: the table 'mine' has ")
+
+
+def test_a_phase_without_rows_is_told_once(plan: Plan) -> None:
+    training = replace(plan, shapes=[*SHAPES[:1], Shape("train", 1, 16), Shape("train", 2, 8)])
+    missing = [
+        Missing(spec.name, shape, reason)
+        for spec in training.specs
+        for shape, reason in training.questions(spec)[1].items()
+    ]
+    assert len(missing) == 6
+    command = "archsearch profile SPEC... --phase train --batch 1,2 --context 8,16 --dtype float32"
+    assert reasons(missing, plan.table) == [
+        f"the table 'mine' has no rows of phase train: measure them with: {command}"
+    ]
+    on_gpu = replace(plan.table, meta={"hardware": {"kind": "gpu"}})
+    (sentence,) = reasons([Missing("m", Shape("train", 1, 1024, "bfloat16"), "")], on_gpu)
+    assert sentence.endswith("archsearch profile --grid shipped --phase train --device cuda")
+
+
+def test_a_reason_is_told_once(plan: Plan) -> None:
+    decode, train = SHAPES[0], Shape("train", 1, 16)
+    failures = [("a", "out of memory"), ("b", "lost"), ("a", "lost"), ("b", "out of memory")]
+    missing = [Missing(name, decode, reason) for name, reason in failures]
+    missing += [Missing("c", decode, "lost"), Missing("a", train, "no row")]
+    phase, *others = reasons(missing, plan.table)
+    assert "phase train" in phase
+    assert others == ["a and 1 other model: out of memory", "b and 2 other models: lost"]
 
 
 def test_models_of_other_sources_do_not_count(plan: Plan, tmp_path: Path) -> None:
