@@ -138,7 +138,11 @@ def main() -> None:
     found += [(f"only-{n}", text, parse(text)) for n, text in enumerate(HOMOGENEOUS, 1)]
     hybrids = draw_hybrids(np.random.default_rng(settings.seed), latency)
     found += [(f"hybrid-{n:02}", spec.notation, spec) for n, spec in enumerate(hybrids, 1)]
-    judge = f"the table {settings.profile}" if settings.profile else "a guess from their bytes"
+    judge = (
+        f"the table {Path(settings.profile).name}"
+        if settings.profile
+        else "a guess from their bytes"
+    )
     lines = [
         "# Whole models that latency tables are held against: `archsearch calibrate`.",
         f"# The hybrids were drawn by pick.py, seed {settings.seed}; the first {NUM_MATCHED} have"
