@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -28,3 +31,28 @@ def load_naive() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def in_interpreter() -> Callable[..., None]:
+    """Runs a test file as a script whose Triton kernels are interpreted on the CPU. Triton reads
+    TRITON_INTERPRET when it is imported, hence a process of its own."""
+
+    def run(file: str, *arguments: str) -> None:
+        root = Path(__file__).parents[2]
+        paths = [str(root), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        }
+        done = subprocess.run(
+            [sys.executable, file, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    return run

@@ -1,6 +1,7 @@
 """What Triton's interpreter needs to run upstream's kernels on a CPU.
 
-Imported by the scripts of test_*_interpreted.py, in the processes that they start.
+Imported by test_*_interpreted.py where they run as scripts, in the processes that the fixture
+`in_interpreter` starts.
 """
 
 from __future__ import annotations

@@ -1,19 +1,16 @@
 """flash-linear-attention's kernels behind GLA, retention and RWKV-7 against the reference, on a
 CPU in Triton's interpreter.
 
-Skipped where triton or the package's operators are missing. Triton reads TRITON_INTERPRET when
-it is imported, hence a process of its own. Never in bfloat16, whose products are wrong there.
+Never in bfloat16, whose products are wrong there.
 
 Run: pytest tests/operators/test_decay_kernels_interpreted.py
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -35,22 +32,8 @@ OPERATORS = ("gla", "retention", "rwkv7")
     not (find_spec("triton") and find_spec("fla")), reason="needs triton and fla-core"
 )
 @pytest.mark.parametrize("name", OPERATORS)
-def test_kernels_equal_the_reference(name: str) -> None:
-    root = Path(__file__).parents[2]
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__, name],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_kernels_equal_the_reference(name: str, in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(__file__, name)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,15 @@
 """flash-linear-attention's delta rules against the reference, on a CPU in Triton's interpreter.
 
-Triton reads TRITON_INTERPRET when it is imported, hence a process of its own. DeltaNet's chunks
-take no fp32, so that they run in fp16; never bfloat16, whose products are wrong there.
+DeltaNet's chunks take no fp32, so that they run in fp16; never bfloat16, whose products are wrong
+there.
 
 Run: pytest tests/operators/test_delta_kernels_interpreted.py
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from contextlib import nullcontext
-from importlib import import_module
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,18 +34,8 @@ CASES: list[tuple[str, dict[str, Any], torch.dtype, float]] = [
 @pytest.mark.skipif(
     not (find_spec("triton") and find_spec("fla")), reason="needs triton and fla-core"
 )
-def test_kernels_equal_the_reference() -> None:
-    root = Path(__file__).parents[2]
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_kernels_equal_the_reference(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(__file__)
 
 
 @pytest.mark.parametrize(
@@ -132,42 +116,10 @@ def results(mixer: Any, backend: str, length: int) -> dict[str, Tensor]:
     return {key: tensor.detach().float() for key, tensor in found.items()}
 
 
-class Index(int):
-    """A loop index that kernels cast, as they may where Triton compiles them."""
-
-    def to(self, dtype: Any) -> Index:
-        return self
-
-
-def prepare() -> None:
-    """Stand-ins for what the interpreter or a CPU lacks."""
-    for package in ("fla.ops.delta_rule", "fla.ops.gated_delta_rule"):
-        import_module(package)
-    from triton.runtime import autotuner
-    from triton.runtime import interpreter
-
-    torch.cuda.device = lambda index: nullcontext()  # type: ignore[assignment, misc]
-    torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=8)
-
-    def run_last(self: Any, *args: Any, **kwargs: Any) -> Any:
-        setting = self.best_config = self.configs[-1]
-        return self.fn.run(*args, **kwargs, **setting.all_kwargs())
-
-    autotuner.Autotuner.run = run_last
-    patch = interpreter._patch_lang_tensor
-
-    def patch_index(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patch_index
-    for module_name, module in list(sys.modules.items()):
-        if module_name.startswith("fla.ops."):
-            vars(module)["range"] = lambda *ends: map(Index, range(*(int(end) for end in ends)))
-
-
 if __name__ == "__main__":
-    prepare()
+    import interpreted  # beside this file
+
+    interpreted.prepare()
     for operator_name, settings, precision, limit in CASES:
         for tokens in LENGTHS:
             compare(operator_name, settings, precision, limit, tokens)

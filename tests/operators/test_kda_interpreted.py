@@ -1,19 +1,15 @@
 """flash-linear-attention's Kimi Delta Attention and gated delta product against the reference, on
 a CPU in Triton's interpreter, and what their adapters refuse.
 
-The comparison is that of test_delta_kernels_interpreted.py, in a process of its own as there.
+The comparison is that of test_delta_kernels_interpreted.py.
 
 Run: pytest tests/operators/test_kda_interpreted.py
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from importlib import import_module
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,18 +45,8 @@ CASES: list[tuple[str, dict[str, Any], torch.dtype, float, tuple[int, ...]]] = [
 @pytest.mark.skipif(
     not (find_spec("triton") and find_spec("fla")), reason="needs triton and fla-core"
 )
-def test_kernels_equal_the_reference() -> None:
-    root = Path(__file__).parents[2]
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_kernels_equal_the_reference(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(__file__)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +83,11 @@ def test_refusals(
 
 
 if __name__ == "__main__":
-    for package in ("fla.ops.kda", "fla.ops.gated_delta_product"):
-        import_module(package)
     # beside this file
-    delta = import_module("test_delta_kernels_interpreted")
-    delta.prepare()
+    import interpreted
+    import test_delta_kernels_interpreted as delta
+
+    interpreted.prepare()
     for *case, lengths in CASES:
         for tokens in lengths:
             delta.compare(*case, tokens)

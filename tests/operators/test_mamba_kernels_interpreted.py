@@ -1,22 +1,16 @@
 """mamba-ssm's Triton kernels against the reference, on a CPU in Triton's interpreter.
 
 Skipped where triton or mamba-ssm is missing: mamba-ssm is a source package that wants a CUDA
-compiler, so that it is no development dependency. Triton reads TRITON_INTERPRET when it is
-imported, hence a process of its own. Never in bfloat16, whose products are wrong there.
+compiler, so that it is no development dependency. Never in bfloat16, whose products are wrong
+there.
 
 Run: pytest tests/operators/test_mamba_kernels_interpreted.py
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from contextlib import nullcontext
+from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
-from types import ModuleType
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,18 +29,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.skipif(
     not (find_spec("triton") and find_spec("mamba_ssm")), reason="needs triton and mamba-ssm"
 )
-def test_kernels_equal_the_reference() -> None:
-    root = Path(__file__).parents[2]
-    paths = [str(root), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
-    done = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_kernels_equal_the_reference(in_interpreter: Callable[..., None]) -> None:
+    in_interpreter(__file__)
 
 
 def compare(name: str, options: dict[str, Any], length: int) -> None:
@@ -87,36 +71,10 @@ def compare(name: str, options: dict[str, Any], length: int) -> None:
         assert error < TOLERANCE, f"{name}, {length} tokens: {key} is off by {error:.1e}"
 
 
-def prepare() -> None:
-    """Stand-ins for what the interpreter or a CPU lacks."""
-    from triton.runtime import autotuner
-    from triton.runtime import interpreter
-
-    for module in ("selective_scan_cuda", "causal_conv1d_cuda"):
-        if find_spec(module) is None:
-            sys.modules[module] = ModuleType(module)
-    torch.cuda.device = lambda index: nullcontext()  # type: ignore[assignment, misc]
-    torch.cuda.get_device_properties = lambda device: SimpleNamespace(multi_processor_count=8)
-
-    def run_last(self: Any, *args: Any, **kwargs: Any) -> Any:
-        setting = self.best_config = self.configs[-1]
-        if setting.pre_hook is not None:
-            names = dict(zip(self.arg_names, args, strict=False))
-            setting.pre_hook({**names, **kwargs, **setting.all_kwargs()})
-        return self.fn.run(*args, **kwargs, **setting.all_kwargs())
-
-    autotuner.Autotuner.run = run_last
-    patch = interpreter._patch_lang_tensor
-
-    def patch_index(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patch_index
-
-
 if __name__ == "__main__":
-    prepare()
+    import interpreted  # beside this file
+
+    interpreted.prepare()
     for operator_name, settings in CASES:
         for tokens in LENGTHS:
             compare(operator_name, settings, tokens)
