@@ -38,7 +38,7 @@ def test_linked_folders_and_data_are_inside(wheel: Path) -> None:
     assert "archsearch/profiles/schema.py" in names
     assert "archsearch/py.typed" in names
     data = [name for name in names if name.startswith("archsearch/profiles/data/")]
-    assert {Path(name).name for name in data} == {"meta.json", "table.parquet"}
+    assert {Path(name).name for name in data} == {"calibration.json", "meta.json", "table.parquet"}
     assert not any("/tests/" in name for name in names)
 
 
