@@ -2,10 +2,11 @@
 
     python experiments/row-vs-model/compare.py OUT [--cases m2@1536 gd@2304 d@2560 a@2048]
 
-For every case the operator's decode step (batch 1) is replayed in CUDA graphs of equal layers
-(as a row is measured), of the operator and an FFN in turn, and in a model of such pairs, each
-under torch's profiler. OUT/result.json and the printed table give the mean duration of every
-kernel, the gaps between kernels, and the whole. Needs a GPU; about 5 s per case.
+For every case the operator's decode step (batch 1) is replayed in CUDA graphs, each under torch's
+profiler: exactly as a row is measured; the same layers four times over (more kernels, no more
+memory); more distinct layers; the operator and an FFN in turn, in a small and in a large graph;
+and a model of such pairs. OUT/result.json and the printed table give the mean duration of every
+kernel and the whole, per layer or pair. Needs a GPU; about 8 s per case.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import torch
 
 from archsearch import cudagraph
 from archsearch import operators
+from archsearch.latency.cases import Case
 from archsearch.latency.cases import layer_case
 from archsearch.latency.shelf import Shelf
 from archsearch.latency.stack import make_slots
+from archsearch.latency.stack import prepare
 from archsearch.latency.whole import CALLS
 from archsearch.model import build
 from archsearch.operators import Shape
@@ -31,7 +34,7 @@ from archsearch.space import parse
 
 SHAPE = Shape("decode", 1, 1024, "bfloat16")
 CASES = ("m2@1536", "gd@2304", "ret@2304", "d@2560", "a@2048")
-LAYERS, REPLAYS = 16, 10
+LAYERS, FEW, REPLAYS = 16, 4, 10
 
 
 def main() -> None:
@@ -48,24 +51,31 @@ def examine(code: str, width: str) -> dict[str, Any]:
     """The graphs of one case, from the simplest to the model."""
     mixer, ffn = slots(code, int(width)), slots("f", int(width))
     pairs = [call for pair in zip(mixer, ffn, strict=True) for call in pair]
+    row = prepare(case_of(code, int(width)), "cuda")
     spec = parse(f"({code} f)x{LAYERS} @{width}")
     model = build(spec, device="cuda", dtype=torch.bfloat16)
     graphs = {
-        f"{LAYERS} {code}": in_turn(mixer),
-        f"{LAYERS} f": in_turn(ffn),
-        f"{LAYERS} ({code} f)": in_turn(pairs),
-        "model": CALLS["decode"](model, SHAPE),
+        "row": (row.call, row.count),
+        "row x4": (in_turn([row.call] * 4), 4 * row.count),
+        f"{LAYERS} {code}": (in_turn(mixer), LAYERS),
+        f"{LAYERS} f": (in_turn(ffn), LAYERS),
+        f"{FEW} ({code} f)": (in_turn(pairs[: 2 * FEW]), FEW),
+        f"{LAYERS} ({code} f)": (in_turn(pairs), LAYERS),
+        "model": (CALLS["decode"](model, SHAPE), LAYERS),
     }
-    found = {name: profiled(call) for name, call in graphs.items()}
+    found = {name: profiled(call, count) for name, (call, count) in graphs.items()}
     show(f"{code} @{width}", found)
     return found
 
 
+def case_of(code: str, width: int) -> Case:
+    operator = operators.get(code)
+    return layer_case(operator.name, operator.configure(width), SHAPE)
+
+
 def slots(code: str, width: int) -> list[Callable[[], object]]:
     """Decode steps of distinct layers, as rows time them."""
-    operator = operators.get(code)
-    case = layer_case(operator.name, operator.configure(width), SHAPE)
-    return [slot.call for slot in make_slots(case, Shelf("cuda"), LAYERS)]
+    return [slot.call for slot in make_slots(case_of(code, width), Shelf("cuda"), LAYERS)]
 
 
 def in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:
@@ -77,10 +87,12 @@ def in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:
 
 
 @torch.inference_mode()
-def profiled(call: Callable[[], object]) -> dict[str, Any]:
-    """Microseconds of one replay, plainly timed, and of its kernels under the profiler."""
-    graph = cudagraph.record(call, device="cuda", warmup=3, times=1).graph
-    plain = elapsed_us(graph)
+def profiled(call: Callable[[], object], count: int) -> dict[str, Any]:
+    """Microseconds of one of `count` layers, plainly timed, and of its kernels (copies and fills
+    among them) under the profiler."""
+    recording = cudagraph.record(call, device="cuda", warmup=3, times=1)
+    graph = recording.graph
+    plain = elapsed_us(graph) / count
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(REPLAYS):
@@ -91,10 +103,11 @@ def profiled(call: Callable[[], object]) -> dict[str, Any]:
         if event.device_type.name == "CUDA":
             kernels[event.name].append(event.device_time)
     return {
-        "replay_us": plain,
-        "kernels_us": sum(map(sum, kernels.values())) / REPLAYS,
+        "layer_us": plain,
+        "kernels_us": sum(map(sum, kernels.values())) / REPLAYS / count,
+        "kernels": (recording.kernels or 0) / count,
         "by_kernel": {
-            name: {"count": len(times) / REPLAYS, "mean_us": sum(times) / len(times)}
+            name: {"count": len(times) / REPLAYS / count, "mean_us": sum(times) / len(times)}
             for name, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))
         },
     }
@@ -113,14 +126,16 @@ def elapsed_us(graph: torch.cuda.CUDAGraph) -> float:
 
 
 def show(title: str, found: dict[str, dict[str, Any]]) -> None:
-    """A column per graph: each kernel's mean microseconds."""
-    print(f"\n{title:40}" + "".join(f"{name:>14}" for name in found))
-    for key in ("replay_us", "kernels_us"):
-        print(f"{key:40}" + "".join(f"{result[key]:14.1f}" for result in found.values()))
-    for kernel in found["model"]["by_kernel"]:
+    """A column per graph: each kernel's mean microseconds, those of the row first."""
+    print(f"\n{title:48}" + "".join(f"{name:>12}" for name in found))
+    for key in ("layer_us", "kernels_us", "kernels"):
+        print(f"{key:48}" + "".join(f"{result[key]:12.2f}" for result in found.values()))
+    for kernel in dict.fromkeys(name for result in found.values() for name in result["by_kernel"]):
         cells = [result["by_kernel"].get(kernel, {}).get("mean_us") for result in found.values()]
-        row = "".join(f"{'' if cell is None else f'{cell:.2f}':>14}" for cell in cells)
-        print(f"{kernel[:39]:40}{row}")
+        row = "".join(f"{'' if cell is None else f'{cell:.2f}':>12}" for cell in cells)
+        # names of elementwise kernels differ at their end alone
+        short = kernel if len(kernel) < 48 else f"{kernel[:22]}..{kernel[-22:]}"
+        print(f"{short:48}{row}")
 
 
 if __name__ == "__main__":
