@@ -74,6 +74,7 @@ def _measure(
     spec: ArchSpec, shapes: Sequence[Shape], device: str, quiet: bool
 ) -> dict[Shape, Measurement | str]:
     """A measurement per shape, or why there is none; raises ValueError where all failed."""
+    from archsearch.latency.sweep import failure
     from archsearch.latency.whole import WholeModel
 
     console = terminal.console()
@@ -84,10 +85,10 @@ def _measure(
             console.print(f"measuring {shape.phase} {shape.batch} × {shape.context}", end="\r")
         try:
             found[shape] = model.measure(shape)
-        except (ValueError, RuntimeError) as error:
-            if len(shapes) == 1:
-                raise
+        except ValueError as error:
             found[shape] = str(error)
+        except RuntimeError as error:
+            found[shape] = failure(error)
     if all(isinstance(one, str) for one in found.values()):
         raise ValueError(next(iter(found.values())))
     return found

@@ -144,3 +144,16 @@ def test_a_mistake_is_one_sentence(
 def test_no_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["measure", "a f @64", "--device", "cuda"]) == 2
     assert "needs a CUDA GPU, and torch sees none" in capsys.readouterr().err
+
+
+def test_a_call_that_cannot_be_measured_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the call waits for the GPU\nand much more")
+
+    monkeypatch.setattr("archsearch.latency.whole.WholeModel.measure", broken)
+    assert call(["measure", "a f @64", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "RuntimeError: the call waits for the GPU" in error
+    assert error.count("\n") == 1
