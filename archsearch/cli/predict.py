@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from archsearch.space import ArchSpec
 
 PROFILE = "nvidia-h200"
+RANGE_COLUMN = 3
 NONE = "–"
 WHAT = {"decode": "decode step", "prefill": "prefill", "train": "training step"}
 
@@ -162,17 +163,16 @@ def _print_one(explained: dict[str, Any]) -> None:
 def _print_many(explained: dict[str, Any]) -> None:
     console, answers = terminal.console(), explained["predictions"]
     _print_head(explained)
-    table = terminal.plain_table(
-        *("batch", "context", explained["phase"], _range_name(explained)),
-        *("tokens/s", "memory", "J/token", "error"),
-        left=0,
-    )
+    names = ["batch", "context", explained["phase"], _range_name(explained)]
+    names += ["tokens/s", "memory", "J/token", "error"]
     cells = [_cells(answer) for answer in answers]
     # a column that says nothing anywhere is left out
-    told = [any(row[place] != NONE for row in cells) for place in range(len(table.columns))]
+    told = [any(row[place] != NONE for row in cells) for place in range(len(names))]
+    # the spread of measured rows is small: one shape asked alone tells it
+    told[RANGE_COLUMN] &= bool(explained["estimate"])
+    table = terminal.plain_table(*compress(names, told), left=0)
     for row in cells:
         table.add_row(*compress(row, told))
-    table.columns = list(compress(table.columns, told))
     console.print(table)
     _print_warnings(explained)
 
