@@ -78,7 +78,7 @@ class WholeModel:
     def __init__(self, spec: ArchSpec, *, device: str = "cpu", dtype: str = "float32") -> None:
         self.spec, self.device, self.dtype = spec, device, dtype
         weights = count.parameters(spec) * DTYPE_BYTES[dtype]
-        with self._room(f"its weights in {dtype}", weights):
+        with self._room(f"holding its weights in {dtype}", weights):
             self.model: HybridLM = build(spec, device=device, dtype=getattr(torch, dtype))
 
     def measure(self, shape: Shape, *, budget_s: float = BUDGET_S) -> Measurement:
@@ -138,7 +138,7 @@ class WholeModel:
         free, total = torch.cuda.mem_get_info(self.device)
         full = ValueError(
             f"{self.spec.name or self.spec.notation} does not fit the"
-            f" {torch.cuda.get_device_name(self.device)}: {what} need more than"
+            f" {torch.cuda.get_device_name(self.device)}: {what} needs more than"
             f" {need / GIB:.1f} GiB, and {free / GIB:.1f} of its {total / GIB:.1f} GiB are free"
         )
         if need >= free:

@@ -17,12 +17,12 @@ def test_a_gpu_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tiny GPU")
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    sentence = r"a f m2 f @128 does not fit the Tiny GPU: its weights in float32 need more than"
+    sentence = r"does not fit the Tiny GPU: holding its weights in float32 needs more than"
     with pytest.raises(ValueError, match=sentence):
         WholeModel(SPEC, device="cuda")
     model = WholeModel(SPEC)
     model.device = "cuda"
-    with pytest.raises(ValueError, match="decode of batch 4096 at context 512 need more than"):
+    with pytest.raises(ValueError, match="decode of batch 4096 at context 512 needs more than"):
         model.measure(Shape("decode", 4096, 512))
 
     def met(shape: Shape, budget_s: float) -> None:
