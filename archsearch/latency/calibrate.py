@@ -46,6 +46,7 @@ from archsearch.latency.provenance import backend_packages
 from archsearch.latency.provenance import git_commit
 from archsearch.latency.provenance import measured_hardware
 from archsearch.latency.sweep import failure
+from archsearch.latency.sweep import still_works
 from archsearch.latency.whole import Measurement
 from archsearch.latency.whole import WholeModel
 from archsearch.operators import Shape
@@ -235,15 +236,11 @@ def check_same_device(table: Table, device: str) -> None:
 
 def _check_alive(device: str, error: str) -> None:
     """Raise OSError where a failed kernel has taken the GPU's context with it."""
-    if not device.startswith("cuda"):
-        return
-    try:
-        torch.cuda.synchronize(device)
-    except RuntimeError:
+    if device.startswith("cuda") and not still_works(device):
         raise OSError(
             f"the GPU stopped working ({error}); what was measured is saved: run the command"
             " again to go on"
-        ) from None
+        )
 
 
 def _packages(device: str) -> dict[str, str]:

@@ -270,7 +270,7 @@ def _clean_up(case: Case, row: dict[str, Any], shelf: Shelf, recorder: Recorder)
     """After a failure on a GPU: free its memory, and stop where the GPU does not work any more."""
     with suppress(RuntimeError):
         shelf.clear()
-    if not _still_works(shelf.device):
+    if not still_works(shelf.device):
         recorder.add(case, row | {"error": f"{died_on(recorder.table, case)}: {row['error']}"})
         raise OSError(
             f"the GPU stopped working at {case} ({row['error']}); what was measured is saved:"
@@ -278,7 +278,8 @@ def _clean_up(case: Case, row: dict[str, Any], shelf: Shelf, recorder: Recorder)
         )
 
 
-def _still_works(device: str) -> bool:
+def still_works(device: str) -> bool:
+    """Whether a GPU still computes after a failure there."""
     try:
         torch.cuda.synchronize(device)
         return bool(torch.randn(2, device=device).isfinite().all())

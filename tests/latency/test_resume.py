@@ -64,7 +64,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
     monkeypatch.setattr(sweep, "measure_case", fake.measure)
     monkeypatch.setattr(sweep, "provenance", fake.provenance)
     monkeypatch.setattr(sweep, "measure_ceilings", lambda device: CEILINGS)
-    monkeypatch.setattr(sweep, "_still_works", lambda device: fake.works)
+    monkeypatch.setattr(sweep, "still_works", lambda device: fake.works)
     return fake
 
 
@@ -197,7 +197,7 @@ def test_an_ordinary_failure_does_not_stop_it(
     gpu: FakeGPU, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu.breaks_at = CASES[4]
-    monkeypatch.setattr(sweep, "_still_works", lambda device: True)
+    monkeypatch.setattr(sweep, "still_works", lambda device: True)
     table = profile(CASES, folder=tmp_path / "t", device="cuda")
     assert len(table.rows) == len(CASES)
     assert (table.rows["error"] != "").sum() == 1

@@ -9,8 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+
+from archsearch import operators
+from archsearch.operators.backends import Request
+from archsearch.operators.base import Phase
+from archsearch.operators.common import fla
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +63,18 @@ def in_interpreter() -> Callable[..., None]:
         assert done.returncode == 0, done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture
+def hopper_refusal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Why a layer of width 512 cannot run on flash-linear-attention on a Hopper GPU with Triton
+    3.6.0; "" if it can."""
+    monkeypatch.setattr(fla, "is_hopper", lambda: True)
+    monkeypatch.setattr(fla, "triton_version", lambda: (3, 6, 0))
+
+    def refusal(name: str, options: dict[str, Any], phase: Phase, dtype: torch.dtype) -> str:
+        operator = operators.get(name)
+        mixer = operator.build(operator.configure(512, **options))
+        return mixer.refuses("fla", Request(name, phase, "cuda", dtype))
+
+    return refusal

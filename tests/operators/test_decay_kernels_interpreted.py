@@ -18,9 +18,7 @@ from torch import Tensor
 
 from archsearch import operators
 from archsearch.operators import backends
-from archsearch.operators.backends import Request
 from archsearch.operators.base import Phase
-from archsearch.operators.common import fla
 from archsearch.operators.sequence import SequenceInfo
 
 LENGTHS = (1, 63, 65)
@@ -51,18 +49,14 @@ def test_kernels_equal_the_reference(name: str, in_interpreter: Callable[..., No
     ],
 )
 def test_refusals(
+    hopper_refusal: Callable[..., str],
     name: str,
     options: dict[str, int],
     phase: Phase,
     dtype: torch.dtype,
     reason: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fla, "is_hopper", lambda: True)
-    monkeypatch.setattr(fla, "triton_version", lambda: (3, 6, 0))
-    operator = operators.get(name)
-    mixer = operator.build(operator.configure(512, **options))
-    refusal = mixer.refuses("fla", Request(name, phase, "cuda", dtype))
+    refusal = hopper_refusal(name, options, phase, dtype)
     assert reason in refusal and bool(reason) == bool(refusal), refusal
 
 
