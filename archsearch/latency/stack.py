@@ -80,7 +80,7 @@ def prepare(case: Case, device: str, shelf: Shelf | None = None) -> Work:
     backend = backends.label(used, case.operator)
     if device.startswith("cuda"):
         times = EMBEDDING_CALLS if case.operator == EMBEDDING else 1
-        return Work(_all_of(calls), len(calls), len(calls), num_bytes, backend, cost, None, times)
+        return Work(all_of(calls), len(calls), len(calls), num_bytes, backend, cost, None, times)
     before = None if case.phase == "train" else _in_turn(_company(case))
     return Work(_in_turn(calls), 1, len(calls), num_bytes, backend, cost, before)
 
@@ -196,7 +196,7 @@ def _company(case: Case) -> list[Call]:
         _company_calls(name, case.hidden_size, case.phase, case.batch, case.context, case.dtype)
         for name in names
     ]
-    return [_all_of(calls) for calls in zip(*columns, strict=True)]
+    return [all_of(calls) for calls in zip(*columns, strict=True)]
 
 
 @lru_cache(maxsize=8)
@@ -214,7 +214,9 @@ def _in_turn(calls: Sequence[Call]) -> Call:
     return lambda: next(turn)()
 
 
-def _all_of(calls: Sequence[Call]) -> Call:
+def all_of(calls: Sequence[Call]) -> Call:
+    """One call that makes all of these."""
+
     def run() -> None:
         for call in calls:
             call()

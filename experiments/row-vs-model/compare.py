@@ -22,9 +22,11 @@ import torch
 
 from archsearch import cudagraph
 from archsearch import operators
+from archsearch import timing
 from archsearch.latency.cases import Case
 from archsearch.latency.cases import layer_case
 from archsearch.latency.shelf import Shelf
+from archsearch.latency.stack import all_of
 from archsearch.latency.stack import make_slots
 from archsearch.latency.stack import prepare
 from archsearch.latency.whole import CALLS
@@ -56,11 +58,11 @@ def examine(code: str, width: str) -> dict[str, Any]:
     model = build(spec, device="cuda", dtype=torch.bfloat16)
     graphs = {
         "row": (row.call, row.count),
-        "row x4": (in_turn([row.call] * 4), 4 * row.count),
-        f"{LAYERS} {code}": (in_turn(mixer), LAYERS),
-        f"{LAYERS} f": (in_turn(ffn), LAYERS),
-        f"{FEW} ({code} f)": (in_turn(pairs[: 2 * FEW]), FEW),
-        f"{LAYERS} ({code} f)": (in_turn(pairs), LAYERS),
+        "row x4": (all_of([row.call] * 4), 4 * row.count),
+        f"{LAYERS} {code}": (all_of(mixer), LAYERS),
+        f"{LAYERS} f": (all_of(ffn), LAYERS),
+        f"{FEW} ({code} f)": (all_of(pairs[: 2 * FEW]), FEW),
+        f"{LAYERS} ({code} f)": (all_of(pairs), LAYERS),
         "model": (CALLS["decode"](model, SHAPE), LAYERS),
     }
     found = {name: profiled(call, count) for name, (call, count) in graphs.items()}
@@ -78,21 +80,12 @@ def slots(code: str, width: int) -> list[Callable[[], object]]:
     return [slot.call for slot in make_slots(case_of(code, width), Shelf("cuda"), LAYERS)]
 
 
-def in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:
-    def run() -> None:
-        for call in calls:
-            call()
-
-    return run
-
-
 @torch.inference_mode()
 def profiled(call: Callable[[], object], count: int) -> dict[str, Any]:
     """Microseconds of one of `count` layers, plainly timed, and of its kernels (copies and fills
     among them) under the profiler."""
-    recording = cudagraph.record(call, device="cuda", warmup=3, times=1)
-    graph = recording.graph
-    plain = elapsed_us(graph) / count
+    timed = timing.measure(call, device="cuda").per(count)
+    graph = cudagraph.record(call, device="cuda").graph
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
         for _ in range(REPLAYS):
@@ -103,26 +96,14 @@ def profiled(call: Callable[[], object], count: int) -> dict[str, Any]:
         if event.device_type.name == "CUDA":
             kernels[event.name].append(event.device_time)
     return {
-        "layer_us": plain,
+        "layer_us": timed.p50_us,
         "kernels_us": sum(map(sum, kernels.values())) / REPLAYS / count,
-        "kernels": (recording.kernels or 0) / count,
+        "kernels": timed.kernels or 0,
         "by_kernel": {
             name: {"count": len(times) / REPLAYS / count, "mean_us": sum(times) / len(times)}
             for name, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))
         },
     }
-
-
-def elapsed_us(graph: torch.cuda.CUDAGraph) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(20):
-        graph.replay()
-    begin.record()
-    for _ in range(50):
-        graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return 1e3 * begin.elapsed_time(end) / 50
 
 
 def show(title: str, found: dict[str, dict[str, Any]]) -> None:
