@@ -38,12 +38,12 @@ def stale_reasons(rows: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     return [
         f"other sources of {operator}"
         if changed[operator]
-        else _package_change(backend, packages.get(session, {}))
+        else package_change(backend, packages.get(session, {}))
         for operator, backend, session in keys
     ]
 
 
-def _package_change(backend: str, packages: Mapping[str, Mapping[str, str]]) -> str:
+def package_change(backend: str, packages: Mapping[str, Mapping[str, str]]) -> str:
     """What has changed about the packages behind a backend such as "fla+causal_conv1d"."""
     for name in backend.split("+"):
         for package, version in packages.get(name, {}).items():
