@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ SHORT_BURST = 12
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Quantiles of one call in microseconds, and how they were obtained; on a GPU with the
-    number of kernels that the call launches, where it could be counted."""
+    number of kernels that the call launches, where it could be counted. A sample was the mean of
+    `calls` in a row."""
 
     p10_us: float
     p50_us: float
@@ -48,6 +50,7 @@ class Timing:
     repeats: int
     used_cuda_graph: bool = False
     kernels: float | None = None
+    calls: int = 1
 
     def per(self, count: float) -> Timing:
         """The share of one out of `count` equal parts of the call."""
@@ -74,6 +77,7 @@ def measure(
     min_repeats: int = 20,
     budget_s: float = 0.1,
     inner: int = 1,
+    min_replay_us: float = 0.0,
     threads: int = CPU_THREADS,
     before: Callable[[], object] | None = None,
     during: Callable[[], object] | None = None,
@@ -81,7 +85,8 @@ def measure(
     """Time `fn()` repeatedly for about `budget_s` seconds, at least `min_repeats` times.
 
     One sample is the mean of `inner` calls in a row. On "cuda" the calls are captured in one
-    CUDA graph and its replays are timed by events; what cannot be captured raises. `during()`
+    CUDA graph and its replays are timed by events; what cannot be captured raises. A graph that
+    takes less than `min_replay_us` is captured again with more calls in a row. `during()`
     runs on the host several times while the GPU is busy with them. On a CPU torch computes
     with `threads` threads meanwhile, and `before()` runs untimed ahead of every sample.
     """
@@ -93,13 +98,17 @@ def measure(
         if before is not None:
             raise ValueError("before is for CPU timings: a CUDA graph replays timed work alone")
         recording = cudagraph.record(fn, device=device, warmup=warmup, times=inner)
+        once_us = _once_us(recording, device)
+        if once_us < min_replay_us:
+            inner *= math.ceil(min_replay_us / once_us)
+            recording = cudagraph.record(fn, device=device, warmup=1, times=inner)
         with no_garbage_collection(collect=False):
             samples = _cuda_samples(recording, device, min_repeats, budget_s, during or _nothing)
         timing = summarize(samples, used_cuda_graph=True)
-        return replace(timing, kernels=recording.kernels).per(inner)
+        return replace(timing, kernels=recording.kernels, calls=inner).per(inner)
     with cpu_threads(threads):
         samples = _cpu_samples(fn, before or _nothing, warmup, min_repeats, budget_s, inner)
-    return summarize(samples).per(inner)
+    return replace(summarize(samples), calls=inner).per(inner)
 
 
 def summarize(samples_us: list[float], *, used_cuda_graph: bool = False) -> Timing:
@@ -160,10 +169,7 @@ def _cuda_samples(
 ) -> list[float]:
     import torch
 
-    # the first replay after recording is slower
-    recording.replay()
-    once = _burst(recording, device, 1, _nothing)[0]
-    count = burst_size(once)
+    count = burst_size(_once_us(recording, device))
     samples: list[float] = []
     end = time.perf_counter() + budget_s
     while len(samples) < min_repeats or time.perf_counter() < end:
@@ -172,6 +178,13 @@ def _cuda_samples(
             break
     torch.cuda.synchronize(device)
     return samples
+
+
+def _once_us(recording: Recording, device: str) -> float:
+    """A first impression of what one replay takes."""
+    # the first replay after recording is slower
+    recording.replay()
+    return _burst(recording, device, 1, _nothing)[0]
 
 
 def burst_size(once_us: float) -> int:

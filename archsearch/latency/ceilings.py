@@ -16,9 +16,8 @@ MATMUL = 8192
 # one read of so many bytes, or of a quarter of the memory
 READ_BYTES = 4 << 30
 COLUMNS = 8192
-# kernels of the longer of the two graphs that differ by nothing else
-MANY = 20
-FILLER_BYTES = 256 << 20
+# kernels of the smaller of two graphs that differ by nothing else
+MANY = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +85,11 @@ def _read_size(device: str) -> int:
 
 
 def _graph_us(device: str) -> float:
-    """Time between two replays: a graph of one kernel against one of many of the same."""
-    filler = torch.zeros(FILLER_BYTES // 4, device=device)
-    one = _median_us(lambda: filler.add_(1), device)
-    many = MANY * _median_us(lambda: filler.add_(1), device, inner=MANY)
-    return max(0.0, one - (many - one) / (MANY - 1))
+    """What a replay costs once: that of a graph of many kernels, less what as many more add."""
+    small = torch.zeros(1024, device=device)
+    some = MANY * _median_us(lambda: small.add_(1), device, inner=MANY)
+    twice = 2 * MANY * _median_us(lambda: small.add_(1), device, inner=2 * MANY)
+    return max(0.0, 2 * some - twice)
 
 
 def _median_us(fn: Callable[[], object], device: str, inner: int = 1) -> float:

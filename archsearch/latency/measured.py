@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from archsearch.latency.provenance import METHOD
 from archsearch.operators import Shape
 from archsearch.profiles import Table
 from archsearch.profiles import source_hashes
@@ -43,7 +42,7 @@ def valid_rows(folder: Path, table: Table) -> list[Row]:
     for row in read_rows(folder):
         if row["hardware"] != table.meta.get("hardware", {}).get("slug"):
             continue
-        if table.holds_stale or is_fresh(row):
+        if table.holds_stale or is_fresh(row, table.meta.get("method")):
             key = row["id"], shape_of(row)
             # a failure does not undo a measurement
             if key not in latest or not row["error"] or latest[key]["error"]:
@@ -51,10 +50,10 @@ def valid_rows(folder: Path, table: Table) -> list[Row]:
     return list(latest.values())
 
 
-def is_fresh(row: Row) -> bool:
-    """Whether the method, the sources of its operators, and the packages behind the backends
-    that ran are what they were."""
-    same = source_hashes(row["sources"]) == row["sources"] and row.get("method") == METHOD
+def is_fresh(row: Row, method: int | None) -> bool:
+    """Whether it was measured as a table of this method was, and the sources of its operators
+    and the packages behind the backends that ran are what they were."""
+    same = source_hashes(row["sources"]) == row["sources"] and row.get("method") == method
     return same and not any(
         package_change(backend, row["packages"]) for backend in row.get("backends", {}).values()
     )

@@ -39,8 +39,6 @@ GPU_STACK = {"decode": (2, 32), "prefill": (2, 4), "train": (2, 3)}
 L2_TIMES = 4
 # what of a GPU's memory layers and their states may take: the rest is for activations
 ROOM = 0.85
-# an embedding alone is over before the next replay can be launched
-EMBEDDING_CALLS = 16
 # what runs between them on a CPU: the first mixer that is another operator, and an FFN
 COMPANY = ("mamba2", "gated_deltanet")
 
@@ -50,7 +48,7 @@ Call = Callable[[], object]
 @dataclass(frozen=True)
 class Work:
     """One timed call that runs `count` of the `distinct` layers, whose weights and states have
-    `num_bytes`; `before` runs untimed ahead of it. A GPU shall record it `times` in a row."""
+    `num_bytes`; `before` runs untimed ahead of it."""
 
     call: Call
     count: int
@@ -59,7 +57,6 @@ class Work:
     backend: str
     cost: Cost
     before: Call | None = None
-    times: int = 1
 
 
 def prepare(case: Case, device: str, shelf: Shelf | None = None) -> Work:
@@ -79,8 +76,7 @@ def prepare(case: Case, device: str, shelf: Shelf | None = None) -> Work:
         calls[0]()
     backend = backends.label(used, case.operator)
     if device.startswith("cuda"):
-        times = EMBEDDING_CALLS if case.operator == EMBEDDING else 1
-        return Work(all_of(calls), len(calls), len(calls), num_bytes, backend, cost, None, times)
+        return Work(all_of(calls), len(calls), len(calls), num_bytes, backend, cost)
     before = None if case.phase == "train" else _in_turn(_company(case))
     return Work(_in_turn(calls), 1, len(calls), num_bytes, backend, cost, before)
 

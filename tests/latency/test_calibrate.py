@@ -295,7 +295,8 @@ def test_models_that_were_measured_otherwise_do_not_count(
     one = replace(plan, specs=plan.specs[:1], shapes=SHAPES[:1])
     calibrate.measure_all(one, tmp_path, device="cpu", budget_s=0.0)
     (row,) = measured.read_rows(tmp_path)
-    assert measured.is_fresh(row | {"packages": {"fla": {"numpy": "0.1"}}}), "fla did not run"
+    other = {"packages": {"fla": {"numpy": "0.1"}}}
+    assert measured.is_fresh(row | other, METHOD), "fla did not run"
     row |= change
     (tmp_path / measured.MEASURED_FILE).write_text(json.dumps(row) + "\n")
     assert not calibrate.compare(one, tmp_path).comparisons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +17,8 @@ from archsearch.latency.nvml import Reading
 from archsearch.latency.nvml import Sensor
 from archsearch.latency.plan import Grid
 from archsearch.latency.shelf import Shelf
-from archsearch.latency.stack import Work
 from archsearch.latency.stack import stack_size
 from archsearch.latency.sweep import _without_graph
-from archsearch.operators import Cost
 from archsearch.timing import Timing
 
 MB, GB = 10**6, 10**9
@@ -60,12 +59,11 @@ def test_a_shelf_shares_layers_within_a_group() -> None:
 def test_the_graph_itself_is_counted_once_per_model() -> None:
     ceilings = Ceilings(4e12, 7e14, 2.0)
     measured = Timing(10.0, 12.0, 14.0, 5, True, 6.0)
-    layers = Work(lambda: None, 4, 4, 1, "torch", Cost(1, 1, 1, 1))
-    assert _without_graph(FFN, layers, measured, ceilings).per(4).p50_us == 2.5
+    assert _without_graph(FFN, measured, ceilings).per(4).p50_us == 2.5
     embedding = Case("embedding", '{"vocab_size":50}', 16, "decode", 1, 0, "float32")
-    sixteen = Work(lambda: None, 1, 1, 1, "torch", Cost(1, 1, 1, 1), None, 16)
     # a sample is one of sixteen calls in a graph; a model has one graph
-    assert _without_graph(embedding, sixteen, measured, ceilings).p50_us == 12.0 - 2 / 16 + 2
+    sixteen = replace(measured, calls=16)
+    assert _without_graph(embedding, sixteen, ceilings).p50_us == 12.0 - 2 / 16 + 2
 
 
 def test_the_kernels_of_a_call_are_shared_by_its_layers() -> None:

@@ -201,7 +201,10 @@ def test_shipped_tables_are_sound() -> None:
         if info.origin == "shipped":
             loaded = load_table(info.path, allow_stale=True)
             assert loaded.meta["hardware"]["slug"] == info.name
-            assert (loaded.rows["error"] == "").all()
+            # what one GPU cannot hold is a row that says so, and rare
+            failed = loaded.rows["error"] != ""
+            assert loaded.rows["error"][failed].str.contains("out of memory").all()
+            assert failed.mean() < 0.001
 
 
 def test_source_hash_follows_code_and_imports(monkeypatch: pytest.MonkeyPatch) -> None:
