@@ -1,7 +1,7 @@
 """The transformers skin. Importing it makes the Auto classes know these models:
 
-    import archsearch.hf
-    model = AutoModelForCausalLM.from_pretrained("nvidia/Nemotron-Flash-1B")
+import archsearch.hf
+model = AutoModelForCausalLM.from_pretrained("nvidia/Nemotron-Flash-1B")
 """
 
 from transformers import AutoConfig

@@ -60,7 +60,6 @@ class ArchSearchConfig(PreTrainedConfig):  # type: ignore[misc]
 
     # transformers makes a dataclass of every config, whose own comparison would see no field
     __eq__ = PreTrainedConfig.__eq__
-    __hash__ = None
 
     @classmethod
     def from_spec(cls, spec: ArchSpec, **kwargs: Any) -> Self:

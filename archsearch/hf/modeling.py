@@ -108,6 +108,14 @@ class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[m
             **kwargs,
         )
         check_loaded(model, report, names)
+        if (
+            config.tie_word_embeddings
+            and model.model.head.proj.weight is not model.model.embed.weight
+        ):
+            raise ValueError(
+                f"tie_word_embeddings is true, but {names.get(HEAD, HEAD)} differs from the"
+                " embedding; set it to false"
+            )
         return (model, report) if wants_report else model
 
     def save_pretrained(
@@ -245,25 +253,25 @@ class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[m
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
             model_kwargs["past_key_values"] = StateCache(max_cache_length)
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """The embedding."""
         return self.model.embed
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding."""
         self.model.embed = value
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         """The head's matrix."""
         return self.model.head.proj
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the head's matrix."""
         self.model.head.proj = new_embeddings
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """transformers' own; the architecture follows."""
-        embedding: nn.Module = super().resize_token_embeddings(*args, **kwargs)
+        embedding: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
         self.model.spec = self.config.to_spec()
         return embedding
 

@@ -1,12 +1,12 @@
 """Names of tensors: the released checkpoints' and ours, one table for loading and saving.
 
-    released                                      ours
-    model.embed_tokens.weight                     model.embed.weight
-    model.memory_tokens                           model.meta_tokens
-    model.layers.0.input_layernorm.weight         model.layers.0.norm.weight
-    model.layers.0.gla.q_conv1d.weight            model.layers.0.mixer.q_conv.weight
-    model.final_layernorm.weight                  model.head.norm.weight
-    lm_head.weight                                model.head.proj.weight
+released                                      ours
+model.embed_tokens.weight                     model.embed.weight
+model.memory_tokens                           model.meta_tokens
+model.layers.0.input_layernorm.weight         model.layers.0.norm.weight
+model.layers.0.gla.q_conv1d.weight            model.layers.0.mixer.q_conv.weight
+model.final_layernorm.weight                  model.head.norm.weight
+lm_head.weight                                model.head.proj.weight
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def _released(name: str, spec: ArchSpec) -> str:
     return ".".join(["model.layers", index, part, *(PARTS.get(word, word) for word in rest)])
 
 
-def rename(tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def rename(
+    tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
     """The tensors under their new names; one that has none keeps its own."""
     return {names.get(name, name): tensor for name, tensor in tensors.items()}

@@ -92,7 +92,11 @@ class HybridLM(nn.Module):
         return self.head(self.hidden(ids, seq=seq))
 
     def hidden(
-        self, tokens: Tensor, *, seq: SequenceInfo | None = None, run: RunLayer = nn.Module.__call__
+        self,
+        tokens: Tensor,
+        *,
+        seq: SequenceInfo | None = None,
+        run: RunLayer = nn.Module.__call__,
     ) -> Tensor:
         """What `forward` gives to the head, [B,T,H], of token ids[B,T] or of their embeddings
         [B,T,H]; `run` calls the layers."""
