@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
 from typing import ClassVar
+from typing import Self
 
 from archsearch.hf.config import ArchSearchConfig
 from archsearch.hf.modeling import ArchSearchForCausalLM
@@ -15,6 +17,19 @@ class NemotronFlashForCausalLM(ArchSearchForCausalLM):
     """NVIDIA's Nemotron-Flash: reads and writes the released config.json and tensor names."""
 
     config_class: ClassVar[type[ArchSearchConfig]] = NemotronFlashConfig
+
+    def __init__(self, config: ArchSearchConfig) -> None:
+        super().__init__(config)
+        self.generation_config.use_cache = True
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self | tuple[Self, dict[str, Any]]:
+        """See `ArchSearchForCausalLM.from_pretrained`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # the released files say False, since the released generate() cannot use a cache
+        model.generation_config.use_cache = True
+        return loaded
 
     @classmethod
     def names_in_file(cls, spec: ArchSpec) -> dict[str, str]:

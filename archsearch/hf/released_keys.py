@@ -82,7 +82,9 @@ SUPPORTED_BY_ATTENTION: Mapping[str, tuple[Any, ...]] = {
 
 def released_keys(spec: ArchSpec) -> dict[str, Any]:
     """The released keys that describe the spec, as far as they can."""
-    names = {operator: kind for kind, operator in reversed(OPERATORS.items())}
+    names: dict[str, str] = {}
+    for kind, operator in OPERATORS.items():
+        names.setdefault(operator, kind)
     for layer in spec.layers:
         if layer.operator not in names:
             raise ValueError(

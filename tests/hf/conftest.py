@@ -22,6 +22,7 @@ from transformers.utils import logging
 import archsearch.hf
 
 Shapes = dict[str, tuple[int, ...]]
+GENERATION = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "use_cache": False}
 KINDS = ("deltanet", "f", "m2", "f", "a", "f", "m2", "f")
 
 
@@ -119,6 +120,7 @@ def write_checkpoint(
 
     def write(tensors: dict[str, Tensor] | None = None, *, files: int = 1, **changed: Any) -> Path:
         (tmp_path / "config.json").write_text(json.dumps({**released_config, **changed}))
+        (tmp_path / "generation_config.json").write_text(json.dumps(GENERATION))
         tensors = released_tensors if tensors is None else tensors
         if files == 1:
             save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
