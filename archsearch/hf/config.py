@@ -77,9 +77,9 @@ class ArchSearchConfig(PreTrainedConfig):  # type: ignore[misc]
         """The backend that attention is forced to; None where the best that serves is taken."""
         chosen = self.attn_implementation_new
         if chosen not in ATTENTION:
+            hint = suggestion(str(chosen), ATTENTION)
             raise ValueError(
-                f"attn_implementation_new must be one of {list(ATTENTION)}; got {chosen!r};"
-                f" {suggestion(str(chosen), ATTENTION)}".rstrip("; ")
+                f"attn_implementation_new must be one of {list(ATTENTION)}; {hint}got {chosen!r}"
             )
         return ATTENTION[chosen]
 

@@ -108,14 +108,8 @@ class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[m
             **kwargs,
         )
         check_loaded(model, report, names)
-        if (
-            config.tie_word_embeddings
-            and model.model.head.proj.weight is not model.model.embed.weight
-        ):
-            raise ValueError(
-                f"tie_word_embeddings is true, but {names.get(HEAD, HEAD)} differs from the"
-                " embedding; set it to false"
-            )
+        if config.tie_word_embeddings:
+            model.check_tie(names.get(HEAD, HEAD))
         return (model, report) if wants_report else model
 
     def save_pretrained(
@@ -132,6 +126,18 @@ class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[m
                 tensors.pop(HEAD, None)
             state_dict, kwargs["save_original_format"] = rename(tensors, self.file_names), False
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    def check_tie(self, name: str) -> None:
+        """Tie a head that came along in the file; ValueError if it is not the embedding."""
+        head, embedding = self.model.head.proj.weight, self.model.embed.weight
+        if head is embedding or head.is_meta:
+            return
+        if not torch.equal(head, embedding):
+            raise ValueError(
+                f"tie_word_embeddings is true, but {name} differs from the embedding;"
+                " set it to false"
+            )
+        self.model.tie()
 
     def init_weights(self) -> None:
         """Draw all weights, where there is memory for them; afterwards from_pretrained loads."""

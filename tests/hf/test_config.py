@@ -83,7 +83,10 @@ def test_values_are_followed(
         ({"orig_max_position_embeddings": None}, r"'ntk' needs orig_max_position_embeddings"),
         ({"num_attention_heads": 3}, r"hidden_size must be a multiple of num_attention_heads 3"),
         ({"v_head_dim": 16}, r"v_head_dim must equal the width of queries and keys, 32; got 16"),
-        ({"attn_implementation": "sdp"}, r"attn_implementation_new must be .*mean 'sdpa'\?"),
+        (
+            {"attn_implementation": "sdp"},
+            r"attn_implementation_new must be .*mean 'sdpa'\? got 'sdp'",
+        ),
     ],
 )
 def test_unsupported_values_are_named(
