@@ -14,6 +14,8 @@ from archsearch import operators
 from archsearch.model.head import LMHead
 from archsearch.model.layer import Layer
 from archsearch.model.state import DecodeState
+from archsearch.model.state import put_rows
+from archsearch.model.state import take_rows
 from archsearch.operators.sequence import SequenceInfo
 from archsearch.space import ArchSpec
 
@@ -107,33 +109,46 @@ class HybridLM(nn.Module):
         ]
         return DecodeState(layers, batch, capacity, str(weight.device))
 
-    def prefill(self, ids: Tensor, state: DecodeState, *, lengths: Tensor | None = None) -> Tensor:
-        """Read prompts ids[B,T], the first `lengths`[B] tokens of each row, into the state.
+    def prefill(
+        self,
+        ids: Tensor,
+        state: DecodeState,
+        *,
+        lengths: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Read prompts ids[R,T], the first `lengths`[R] tokens of each, into the state's rows
+        with the indices `rows`[R] (None: all B of them).
 
         Rows that the state knows are continued; fresh ones begin with the meta tokens.
-        Returns fp32 logits[B,V] after each row's last token. Raises ValueError for an empty
+        Returns fp32 logits[R,V] after each row's last token. Raises ValueError for an empty
         prompt, another batch than the state's, or a prompt that does not fit. Without
-        `lengths` and with fresh rows alone nothing waits for the device: capturable.
+        `lengths` and `rows` and with fresh rows alone nothing waits for the device: capturable.
         """
         batch, length = ids.shape
-        if batch != state.batch:
-            raise ValueError(f"the decode state has {state.batch} rows; got {batch} prompts")
+        known = state.position if rows is None else state.position[rows]
+        if batch != len(known):
+            where = "the decode state has" if rows is None else "these are"
+            raise ValueError(f"{where} {len(known)} rows; got {batch} prompts")
         if length == 0 or (lengths is not None and int(lengths.min()) < 1):
             raise ValueError("a prompt must have at least one token; got an empty one")
-        if lengths is None and not state.longest:
+        if lengths is None and rows is None and not state.longest:
             return self._prefill_fresh(ids, state)
-        real = torch.full_like(state.position, length) if lengths is None else lengths
-        meta = torch.where(state.position == 0, self.spec.num_meta_tokens, 0)
-        ends = state.position + meta + real
-        state.reserve(int(ends.max()) - state.longest)
+        real = torch.full_like(known, length) if lengths is None else lengths
+        meta = torch.where(known == 0, self.spec.num_meta_tokens, 0)
+        state.check_room(known, meta + real)
         total = int((meta + real).max())
         h = self._with_meta(self.embed(ids), meta, real, total)
-        starts = state.position.clone() if state.longest else None
+        starts = known if state.longest else None
         seq = SequenceInfo.padded(meta + real, total, starts=starts, device=ids.device)
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
-            h = layer(h, state=layer_state, seq=seq)
-        state.position.copy_(ends)
-        state.longest = int(ends.max())
+            if rows is None:
+                h = layer(h, state=layer_state, seq=seq)
+            else:
+                part = take_rows(layer_state, rows)
+                h = layer(h, state=part, seq=seq)
+                put_rows(layer_state, rows, part)
+        state.move(meta + real, rows)
         last = (meta + real - 1)[:, None, None].expand(-1, 1, h.shape[2])
         return self.head(h.gather(1, last)[:, 0])
 
@@ -156,11 +171,17 @@ class HybridLM(nn.Module):
         """
         active = state.all_rows if active is None else active
         state.reserve(1, active)
+        logits = self.advance(ids, state, active)
+        state.longest += 1
+        return logits
+
+    def advance(self, ids: Tensor, state: DecodeState, active: Tensor) -> Tensor:
+        """`step` without its bookkeeping on the host, as a CUDA graph holds it: the caller
+        reserves room and keeps `state.longest`."""
         h = self.embed(ids)
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
             h = layer.step(h, layer_state, state.position, active)
         state.position += active
-        state.longest += 1
         return self.head(h)
 
     def _run(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
