@@ -84,9 +84,11 @@ def chances(seed: int, positions: Sequence[int], count: int) -> Tensor:
     """Numbers in [0, 1), fp64 [B,count], for each row's next `count` positions from
     positions[B] on: equal (seed, row, position), equal number."""
     rows = np.arange(len(positions), dtype=np.uint64)
-    steps = np.array(positions, np.uint64)[:, None] + np.arange(count, dtype=np.uint64)
-    key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + _GOLDEN * rows)
-    bits = _mix(key[:, None] + _GOLDEN * steps)
+    steps: NDArray[np.uint64] = np.add.outer(
+        np.array(positions, np.uint64), np.arange(count, dtype=np.uint64)
+    )
+    key = _mix(_mix(np.array([seed % 2**64], np.uint64)) + rows * _GOLDEN)
+    bits = _mix(key[:, None] + steps * _GOLDEN)
     return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
 
 

@@ -82,8 +82,8 @@ class Session:
         self.graph = self.device.type == "cuda" if graph is None else graph
         if self.graph and self.device.type != "cuda":
             raise ValueError(f"a CUDA graph needs a CUDA device; the model is on {self.device}")
-        self.chunk = min(chunk, max(PASS_TOKENS // batch_size, LEAST_CHUNK))
         self.state = model.init_state(batch_size, max_len)
+        self.chunk = min(chunk, max(PASS_TOKENS // batch_size, LEAST_CHUNK))
         # real tokens of each row, and whether they can be continued
         self.lengths = [0] * batch_size
         self.begun = False
