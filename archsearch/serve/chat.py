@@ -111,14 +111,23 @@ class Chat:
             self.messages[-1] = Message("assistant", whole[:cut])
             # what was cut is in the session: the next message is read with all before it
             self._held = rendered + whole if cut == len(whole) else ""
-            piece = whole[:cut].rstrip(UNREADABLE)[len(said) :]
+            piece = self._certain(whole[:cut])[len(said) :]
             said += piece
             yield piece
             if cut < len(whole):
                 return
             before = time.perf_counter()
+        yield self.messages[-1].text[len(said) :].rstrip(UNREADABLE)
 
     def _cut(self, text: str) -> int:
         """Where the answer ends: before what another speaker would say."""
         places = [text.find(cut) for cut in self.words.cuts]
         return min((place for place in places if place >= 0), default=len(text))
+
+    def _certain(self, text: str) -> str:
+        """The answer so far without an end that may yet turn out to be another speaker's
+        beginning, or half a letter."""
+        for cut in self.words.cuts:
+            for size in range(len(cut) - 1, 0, -1):
+                text = text.removesuffix(cut[:size])
+        return text.rstrip(UNREADABLE)

@@ -74,7 +74,9 @@ class PretrainedWords:
         self.stop: tuple[int, ...] = tuple(dict.fromkeys([*own, *ends]))
         self.ends: tuple[str, ...] = tuple(tokenizer.decode([token]) for token in self.stop)
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        self.cuts: tuple[str, ...] = () if self.has_template else ("\n" + SPEAKERS["user"].rstrip(),)
+        self.cuts: tuple[str, ...] = (
+            () if self.has_template else ("\n" + SPEAKERS["user"].rstrip(),)
+        )
 
     def encode(self, text: str, *, begins: bool) -> list[int]:
         """Tokens of `text`; a template writes the token that begins a text itself."""
