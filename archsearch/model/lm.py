@@ -17,6 +17,8 @@ from archsearch import operators
 from archsearch.model.head import LMHead
 from archsearch.model.layer import Layer
 from archsearch.model.state import DecodeState
+from archsearch.model.state import put_rows
+from archsearch.model.state import take_rows
 from archsearch.operators.sequence import SequenceInfo
 from archsearch.space import ArchSpec
 
@@ -130,37 +132,41 @@ class HybridLM(nn.Module):
         state: DecodeState,
         *,
         lengths: Tensor | None = None,
+        rows: Tensor | None = None,
         every: bool = False,
     ) -> Tensor:
-        """Read prompts ids[B,T] (or their embeddings[B,T,H]), the first `lengths`[B] tokens of
-        each row, into the state.
+        """Read prompts ids[R,T] (or their embeddings[R,T,H]), the first `lengths`[R] tokens of
+        each, into the state's rows with the indices `rows`[R] (None: all B of them).
 
         Rows that the state knows are continued; fresh ones begin with the meta tokens.
-        Returns fp32 logits[B,V] after each row's last token, or [B,T,V] after `every` token
+        Returns fp32 logits[R,V] after each row's last token, or [R,T,V] after `every` token
         (those at padding mean nothing). Raises ValueError for an empty
         prompt, another batch than the state's, or a prompt that does not fit. Without
-        `lengths` and with fresh rows alone nothing waits for the device: capturable.
+        `lengths` and `rows` and with fresh rows alone nothing waits for the device: capturable.
         """
         batch, length = ids.shape[:2]
-        if batch != state.batch:
-            raise ValueError(f"the decode state has {state.batch} rows; got {batch} prompts")
+        known = state.position if rows is None else state.position[rows]
+        if batch != len(known):
+            where = "the decode state has" if rows is None else "these are"
+            raise ValueError(f"{where} {len(known)} rows; got {batch} prompts")
         if length == 0 or (lengths is not None and int(lengths.min()) < 1):
             raise ValueError("a prompt must have at least one token; got an empty one")
-        if lengths is None and not state.longest:
+        if lengths is None and rows is None and not state.longest:
             h = self._prefill_fresh(ids, state)
             return self.head(h if every else h[:, -1])
-        real = torch.full_like(state.position, length) if lengths is None else lengths
-        meta = torch.where(state.position == 0, self.spec.num_meta_tokens, 0)
-        ends = state.position + meta + real
-        state.reserve(int(ends.max()) - state.longest)
+        real = torch.full_like(known, length) if lengths is None else lengths
+        meta = torch.where(known == 0, self.spec.num_meta_tokens, 0)
+        state.check_room(known, meta + real)
         total = int((meta + real).max())
         h = self._with_meta(self._embedded(ids), meta, real, total)
-        starts = state.position.clone() if state.longest else None
+        starts = known if state.longest else None
         seq = SequenceInfo.padded(meta + real, total, starts=starts, device=ids.device)
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
-            h = layer(h, state=layer_state, seq=seq)
-        state.position.copy_(ends)
-        state.longest = int(ends.max())
+            part = layer_state if rows is None else take_rows(layer_state, rows)
+            h = layer(h, state=part, seq=seq)
+            if rows is not None:
+                put_rows(layer_state, rows, part)
+        state.move(meta + real, rows)
         row = torch.arange(batch, device=ids.device)
         if not every:
             return self.head(h[row, meta + real - 1])
@@ -186,11 +192,17 @@ class HybridLM(nn.Module):
         """
         active = state.all_rows if active is None else active
         state.reserve(1, active)
+        logits = self.advance(ids, state, active)
+        state.longest += 1
+        return logits
+
+    def advance(self, ids: Tensor, state: DecodeState, active: Tensor) -> Tensor:
+        """`step` without its bookkeeping on the host, as a CUDA graph holds it: the caller
+        reserves room and keeps `state.longest`."""
         h = self.embed(ids)
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
             h = layer.step(h, layer_state, state.position, active)
         state.position += active
-        state.longest += 1
         return self.head(h)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
