@@ -28,6 +28,7 @@ from archsearch.hf.config import ArchSearchConfig
 from archsearch.hf.names import EMBEDDING
 from archsearch.hf.names import HEAD
 from archsearch.hf.names import rename
+from archsearch.hf.released_generation import ReleasedGeneration
 from archsearch.model import HybridLM
 from archsearch.operators.backends import override
 from archsearch.operators.sequence import SequenceInfo
@@ -45,7 +46,7 @@ HUB_OPTIONS = (
 )
 
 
-class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin, ReleasedGeneration):  # type: ignore[misc]
     """Any architecture as a transformers model; `model` is the `HybridLM`.
 
     Made from a config alone, its weights are drawn from the seed that `set_seed` gave torch.
