@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from typing import ClassVar
 from typing import Self
 
 from transformers import PreTrainedConfig
@@ -27,7 +28,7 @@ class ArchSearchConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = "archsearch"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,

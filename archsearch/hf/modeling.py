@@ -5,55 +5,34 @@ Legend: B rows, T tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 from typing import ClassVar
-from typing import Self
 
 import torch
 from torch import Tensor
 from torch import nn
 from transformers import GenerationMixin
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from archsearch.hf import inputs
 from archsearch.hf.cache import StateCache
-from archsearch.hf.checkpoint import check_loaded
+from archsearch.hf.checkpoint import CheckpointModel
 from archsearch.hf.config import ArchSearchConfig
-from archsearch.hf.names import EMBEDDING
-from archsearch.hf.names import HEAD
-from archsearch.hf.names import rename
 from archsearch.hf.released_generation import ReleasedGeneration
-from archsearch.model import HybridLM
 from archsearch.operators.backends import override
 from archsearch.operators.sequence import SequenceInfo
-from archsearch.space import ArchSpec
-
-# what from_pretrained passes on to find the config's file
-HUB_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
 
 
-class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin, ReleasedGeneration):  # type: ignore[misc]
+class ArchSearchForCausalLM(CheckpointModel, GenerationMixin, ReleasedGeneration):  # type: ignore[misc]
     """Any architecture as a transformers model; `model` is the `HybridLM`.
 
     Made from a config alone, its weights are drawn from the seed that `set_seed` gave torch.
     """
 
-    config_class: ClassVar[type[ArchSearchConfig]] = ArchSearchConfig
-    base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -61,90 +40,10 @@ class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin, ReleasedGeneration
     # a rejected token cannot be taken back: no assisted generation
     _is_stateful = True
     _no_split_modules: ClassVar[list[str]] = ["Layer"]
-    _tied_weights_keys: ClassVar[dict[str, str]] = {HEAD: EMBEDDING}
 
     def __init__(self, config: ArchSearchConfig) -> None:
-        config.check()
         super().__init__(config)
-        spec = config.to_spec()
         self.gradient_checkpointing = False
-        self.model = HybridLM(spec)
-        self.file_names = self.names_in_file(spec)
-        if self.file_names:
-            self.register_load_state_dict_pre_hook(_take_file_names)
-        self.post_init()
-
-    @classmethod
-    def names_in_file(cls, spec: ArchSpec) -> dict[str, str]:
-        """Names of tensors in checkpoints where they differ from the modules' names."""
-        return {}
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
-    ) -> Self | tuple[Self, dict[str, Any]]:
-        """transformers' own, strict: raises ValueError that names tensors that are missing,
-        unexpected, of another shape, or not finite."""
-        config = kwargs.pop("config", None)
-        if isinstance(config, ArchSearchConfig):
-            if chosen := kwargs.pop("attn_implementation", None):
-                config.attn_implementation_new = chosen
-        else:
-            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-            config, kwargs = cls.config_class.from_pretrained(
-                config or pretrained_model_name_or_path, return_unused_kwargs=True, **kwargs
-            )
-            kwargs |= hub
-        names = cls.names_in_file(config.to_spec())
-        wants_report = kwargs.pop("output_loading_info", False)
-        patterns = {f"^{re.escape(theirs)}$": ours for ours, theirs in names.items()}
-        kwargs["key_mapping"] = {**(kwargs.get("key_mapping") or {}), **patterns}
-        # told below, together with everything else that does not fit
-        kwargs["ignore_mismatched_sizes"] = True
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path,
-            *args,
-            config=config,
-            output_loading_info=True,
-            **kwargs,
-        )
-        check_loaded(model, report, names)
-        if config.tie_word_embeddings:
-            model.check_tie(names.get(HEAD, HEAD))
-        return (model, report) if wants_report else model
-
-    def save_pretrained(
-        self,
-        save_directory: Any,
-        is_main_process: bool = True,
-        state_dict: Mapping[str, Tensor] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """transformers' own, with the file's names of the tensors."""
-        if self.file_names and not getattr(self, "_hf_peft_config_loaded", False):
-            tensors = dict(self.state_dict() if state_dict is None else state_dict)
-            if self.config.tie_word_embeddings:
-                tensors.pop(HEAD, None)
-            state_dict, kwargs["save_original_format"] = rename(tensors, self.file_names), False
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-
-    def check_tie(self, name: str) -> None:
-        """Tie a head that came along in the file; ValueError if it is not the embedding."""
-        head, embedding = self.model.head.proj.weight, self.model.embed.weight
-        if head is embedding or head.is_meta:
-            return
-        if not torch.equal(head, embedding):
-            raise ValueError(
-                f"tie_word_embeddings is true, but {name} differs from the embedding;"
-                " set it to false"
-            )
-        self.model.tie()
-
-    def init_weights(self) -> None:
-        """Draw all weights, where there is memory for them; afterwards from_pretrained loads."""
-        if not self.model.embed.weight.is_meta:
-            self.model.init_weights(torch.initial_seed() % 2**63)
-        self.tie_weights()
 
     def forward(
         self,
@@ -281,15 +180,6 @@ class ArchSearchForCausalLM(PreTrainedModel, GenerationMixin, ReleasedGeneration
         embedding: nn.Embedding = super().resize_token_embeddings(*args, **kwargs)
         self.model.spec = self.config.to_spec()
         return embedding
-
-
-def _take_file_names(
-    model: ArchSearchForCausalLM, state_dict: dict[str, Tensor], prefix: str, *args: Any
-) -> None:
-    """A hook: load_state_dict takes a checkpoint's names too, as Trainer passes them."""
-    for ours, theirs in model.file_names.items():
-        if prefix + theirs in state_dict:
-            state_dict[prefix + ours] = state_dict.pop(prefix + theirs)
 
 
 def _refuse_unsupported(kwargs: Mapping[str, Any]) -> None:

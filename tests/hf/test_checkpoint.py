@@ -63,6 +63,25 @@ def test_config_file_comes_back_as_it_was(
     assert again == released_config
 
 
+def test_options_reach_config_and_weights(write_checkpoint: Write) -> None:
+    folder = write_checkpoint(dtype="bfloat16")
+    for dtype, expected in (("auto", torch.bfloat16), ("float16", torch.float16)):
+        model = NemotronFlashForCausalLM.from_pretrained(folder, dtype=dtype, rms_norm_eps=1e-5)
+        assert model.dtype == expected
+        assert model.model.head.norm.eps == 1e-5
+    model, report = NemotronFlashForCausalLM.from_pretrained(
+        folder.parent, subfolder=folder.name, output_loading_info=True
+    )
+    assert model.dtype == torch.bfloat16
+    assert not report["missing_keys"]
+    config = AutoConfig.from_pretrained(folder)
+    model = NemotronFlashForCausalLM.from_pretrained(
+        folder, config=config, attn_implementation="sdpa"
+    )
+    assert model.config.attn_implementation_new == "sdpa"
+    assert config.attn_implementation_new == "fused_mha"
+
+
 def test_trust_remote_code_changes_nothing(write_checkpoint: Write) -> None:
     model = AutoModelForCausalLM.from_pretrained(write_checkpoint(), trust_remote_code=True)
     assert type(model) is NemotronFlashForCausalLM

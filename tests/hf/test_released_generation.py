@@ -116,3 +116,13 @@ def test_nothing_to_resume(model: NemotronFlashForCausalLM) -> None:
 def test_device_is_the_models(model: NemotronFlashForCausalLM) -> None:
     with pytest.raises(ValueError, match="device must be the model's, 'cpu'; got 'cuda'"):
         model.init_cuda_graph_generation(device="cuda")
+
+
+@pytest.mark.gpu
+def test_graph_on_a_gpu(model: NemotronFlashForCausalLM) -> None:
+    model.to("cuda")
+    state = model.init_cuda_graph_generation(max_new_tokens=40, batch_size=2, device="cuda")
+    for ids in (IDS.cuda(), IDS.cuda() + 30):
+        text = model.generate_with_cuda_graph(ids, state, max_new_tokens=40, temperature=0)
+        assert torch.equal(text, expected(model, ids, 40))
+        assert torch.equal(text, model.generate(ids, max_new_tokens=40, **OPTIONS))

@@ -76,6 +76,7 @@ def trainer(model: Any, folder: Path, **options: Any) -> Any:
         model=model,
         args=arguments,
         train_dataset=features(),
+        eval_dataset=features(),
         data_collator=DataCollatorWithFlattening(),
         callbacks=callbacks,
     )
@@ -89,6 +90,7 @@ def test_trainer_trains_and_saves(model: NemotronFlashForCausalLM, tmp_path: Pat
     run = trainer(model, tmp_path / "run", gradient_checkpointing=True)
     run.train()
     assert losses(run)[-1] < 0.8 * losses(run)[0]
+    assert run.evaluate()["eval_loss"] < losses(run)[0]
     run.save_model(str(tmp_path / "tuned"))
     tuned = NemotronFlashForCausalLM.from_pretrained(tmp_path / "tuned")
     with torch.inference_mode():
