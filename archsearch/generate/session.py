@@ -91,6 +91,8 @@ class Session:
         # logits[B,V] after each row's last token
         self.logits = self._new(model.spec.vocab_size, dtype=torch.float32)
         self._active = self._new(dtype=torch.bool)
+        # what the host knows of it, [] for nothing
+        self._running: list[bool] = []
         self._unsure = self._new(dtype=torch.bool)
         # NaN as soon as a logit was not finite
         self._health = self._new(dtype=torch.float32)
@@ -121,7 +123,10 @@ class Session:
         self.begun = False
         self.state.reset()
         self.lengths = [0] * self.batch_size
-        self._health.zero_()
+        self._running = []
+        # left behind where a block of steps was interrupted, or broke
+        for scratch in (self._health, self._column, self._unsure):
+            scratch.zero_()
 
     @torch.inference_mode()
     def prompt(self, ids: Ids, lengths: Sequence[int] | Tensor | None = None) -> None:
@@ -218,23 +223,35 @@ class Session:
         """Queue `count` steps of the rows that run, then wait for what came out."""
         play = self._recordings[how].replay if self.graph else partial(self._step, how)
         self.begun = False
-        self._active.copy_(torch.tensor(runs))
-        self._unsure.zero_()
-        self._column.zero_()
+        if runs != self._running:
+            self._active.copy_(torch.tensor(runs))
         if how != "greedy":
             self._chance[:, :count] = chances(seed, self.lengths, count).to(self.device)
             self._first.copy_(self.state.position)
         for _ in range(count):
             play()
-        flags = torch.stack([self._active, self._unsure, self._health.isnan()], dim=1)
-        rows = torch.cat([flags, self._output[:, :count]], dim=1).tolist()
-        if any(row[2] for row in rows):
-            self._give_up()
-        tokens = [[token for token in row[3:] if token != NOTHING] for row in rows]
-        self.lengths = [n + len(new) for n, new in zip(self.lengths, tokens, strict=True)]
+        block = self._wait(count)
+        self._running = block.active
+        self.lengths = [n + len(new) for n, new in zip(self.lengths, block.tokens, strict=True)]
         self.state.longest = max(self.lengths) + self.model.spec.num_meta_tokens
         self.begun = True
-        return _Block(tokens, [bool(row[0]) for row in rows], [bool(row[1]) for row in rows])
+        return block
+
+    def _wait(self, count: int) -> _Block:
+        """What `count` steps have written."""
+        flags = torch.stack([self._active, self._unsure, self._health.isnan()], dim=1)
+        written = torch.cat([flags, self._output[:, :count]], dim=1)
+        # queued before the wait, so that the next steps can follow it at once
+        self._column.zero_()
+        self._unsure.zero_()
+        rows = written.tolist()
+        if any(broken for _, _, broken, *_ in rows):
+            self._give_up()
+        return _Block(
+            [[token for token in row[3:] if token != NOTHING] for row in rows],
+            [bool(active) for active, *_ in rows],
+            [bool(unsure) for _, unsure, *_ in rows],
+        )
 
     def _step(self, how: Way) -> None:
         """One token for every active row, all on the device: draw it, write it down, read it."""
