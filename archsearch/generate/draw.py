@@ -157,7 +157,7 @@ def _most_likely(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _weights(logits: Tensor, largest: Tensor, knobs: Knobs) -> Tensor:
     """exp((logits - largest) / temperature) in units of 1 / UNIT: sums of integers are exact, in
     whatever order a device adds."""
-    weights = ((logits.double() - largest.double()) / knobs.temperature).exp()
+    weights = ((logits - largest) / knobs.temperature).exp()
     return (weights * UNIT).long()
 
 
