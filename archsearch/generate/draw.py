@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from archsearch.generate.sampling import Sampling
 
-# greedy: the most likely token; open: nothing is cut; narrow: cut, from CANDIDATES tokens if
-# these are sure to hold all that may be drawn; whole: cut, from the sorted vocabulary
+# greedy: the most likely token; open: of all, nothing is cut; narrow: of the CANDIDATES most
+# likely ones, where these are sure to hold what is not cut; whole: of the sorted vocabulary
 Way = Literal["greedy", "open", "narrow", "whole"]
 CANDIDATES = 1024
 # tokens whose weights are summed first where the whole vocabulary is searched
@@ -70,14 +70,14 @@ def way(sampling: Sampling, vocab_size: int) -> Way:
     return "narrow" if vocab_size > CANDIDATES > sampling.top_k else "whole"
 
 
-def draw(way: Way, logits: Tensor, knobs: Knobs, chance: Tensor) -> Draw:
+def draw(how: Way, logits: Tensor, knobs: Knobs, chance: Tensor) -> Draw:
     """Tokens drawn from fp32 logits[B,V] by chance[B,1], fp64 numbers in [0, 1)."""
-    if way == "greedy":
+    if how == "greedy":
         largest, token = logits.max(-1)
         return Draw(token, largest)
-    if way == "open":
+    if how == "open":
         return _from_all(logits, knobs, chance)
-    return _from_best(logits, knobs, chance, CANDIDATES if way == "narrow" else logits.shape[1])
+    return _from_best(logits, knobs, chance, CANDIDATES if how == "narrow" else logits.shape[1])
 
 
 def chances(seed: int, positions: Sequence[int], count: int) -> Tensor:
@@ -115,6 +115,8 @@ def _from_all(logits: Tensor, knobs: Knobs, chance: Tensor) -> Draw:
     target = target - (upto.gather(1, block) - sums.gather(1, block))
     inside = blocks.gather(1, block[:, :, None].expand(-1, -1, BLOCK))[:, 0]
     token = block * BLOCK + _find(inside.cumsum(-1), target)
+    # weights that are NaN may lead into the padding
+    token = token.clamp(max=logits.shape[1] - 1)
     return Draw(token[:, 0], largest[:, 0])
 
 
@@ -155,7 +157,7 @@ def _most_likely(logits: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def _weights(logits: Tensor, largest: Tensor, knobs: Knobs) -> Tensor:
     """exp((logits - largest) / temperature) in units of 1 / UNIT: sums of integers are exact, in
     whatever order a device adds."""
-    weights = ((logits.double() - largest.double()) / knobs.temperature).exp()
+    weights = ((logits - largest) / knobs.temperature).exp()
     return (weights * UNIT).long()
 
 

@@ -91,6 +91,8 @@ class Session:
         # logits[B,V] after each row's last token
         self.logits = self._new(model.spec.vocab_size, dtype=torch.float32)
         self._active = self._new(dtype=torch.bool)
+        # what the host knows of it, [] for nothing
+        self._running: list[bool] = []
         self._unsure = self._new(dtype=torch.bool)
         # NaN as soon as a logit was not finite
         self._health = self._new(dtype=torch.float32)
@@ -121,7 +123,10 @@ class Session:
         self.begun = False
         self.state.reset()
         self.lengths = [0] * self.batch_size
-        self._health.zero_()
+        self._running = []
+        # left behind where a block of steps was interrupted, or broke
+        for scratch in (self._health, self._column, self._unsure):
+            scratch.zero_()
 
     @torch.inference_mode()
     def prompt(self, ids: Ids, lengths: Sequence[int] | Tensor | None = None) -> None:
@@ -147,7 +152,9 @@ class Session:
     @torch.inference_mode()
     def prepare(self, sampling: Sampling = GREEDY) -> None:
         """Record now the graph that generating with such sampling replays."""
-        self._prepare(way(sampling, self.model.spec.vocab_size))
+        if self.graph:
+            self._drop_stale()
+            self._recorded(way(sampling, self.model.spec.vocab_size))
 
     def generate(
         self,
@@ -197,44 +204,59 @@ class Session:
         self._goes_on.fill_(True)
         self._goes_on[torch.tensor(stop, dtype=torch.long, device=self.device)] = False
         self._knobs.set(sampling)
-        how = way(sampling, self.model.spec.vocab_size)
-        self._prepare(how)
+        self._drop_stale()
+        usual = way(sampling, self.model.spec.vocab_size)
+        # blocks that are still to be drawn from the whole vocabulary, twice as many each time
+        # that the candidates do not suffice: flat distributions are seldom alone
+        whole, patience = 0, 1
         left = [max_new_tokens] * self.batch_size
         runs = [True] * self.batch_size
         while any(runs):
             count = min(n for n, running in zip(left, runs, strict=True) if running)
+            how = "whole" if whole else usual
             block = self._decode(how, min(count, self.tokens_per_sync), runs, seed)
             for row, tokens in enumerate(block.tokens):
                 left[row] -= len(tokens)
                 runs[row] = (block.active[row] or block.unsure[row]) and left[row] > 0
+            whole = max(whole - 1, 0)
             if any(block.unsure):
-                # a distribution as flat as this one stays flat
-                how = "whole"
-                self._prepare(how)
+                whole, patience = patience, 2 * patience
             if any(block.tokens):
                 yield block.tokens
 
     def _decode(self, how: Way, count: int, runs: list[bool], seed: int) -> _Block:
         """Queue `count` steps of the rows that run, then wait for what came out."""
-        play = self._recordings[how].replay if self.graph else partial(self._step, how)
         self.begun = False
-        self._active.copy_(torch.tensor(runs))
-        self._unsure.zero_()
-        self._column.zero_()
+        play = self._recorded(how).replay if self.graph else partial(self._step, how)
+        if runs != self._running:
+            self._active.copy_(torch.tensor(runs))
         if how != "greedy":
-            self._chance[:, :count] = chances(seed, self.lengths, count).to(self.device)
+            self._chance[:, :count] = chances(seed, self.lengths, count)
             self._first.copy_(self.state.position)
         for _ in range(count):
             play()
-        flags = torch.stack([self._active, self._unsure, self._health.isnan()], dim=1)
-        rows = torch.cat([flags, self._output[:, :count]], dim=1).tolist()
-        if any(row[2] for row in rows):
-            self._give_up()
-        tokens = [[token for token in row[3:] if token != NOTHING] for row in rows]
-        self.lengths = [n + len(new) for n, new in zip(self.lengths, tokens, strict=True)]
+        block = self._wait(count)
+        self._running = block.active
+        self.lengths = [n + len(new) for n, new in zip(self.lengths, block.tokens, strict=True)]
         self.state.longest = max(self.lengths) + self.model.spec.num_meta_tokens
         self.begun = True
-        return _Block(tokens, [bool(row[0]) for row in rows], [bool(row[1]) for row in rows])
+        return block
+
+    def _wait(self, count: int) -> _Block:
+        """What `count` steps have written."""
+        flags = torch.stack([self._active, self._unsure, self._health.isnan()], dim=1)
+        written = torch.cat([flags, self._output[:, :count]], dim=1)
+        # queued before the wait, so that the next steps can follow it at once
+        self._column.zero_()
+        self._unsure.zero_()
+        rows = written.tolist()
+        if any(broken for _, _, broken, *_ in rows):
+            self._give_up()
+        return _Block(
+            [[token for token in row[3:] if token != NOTHING] for row in rows],
+            [bool(active) for active, *_ in rows],
+            [bool(unsure) for _, unsure, *_ in rows],
+        )
 
     def _step(self, how: Way) -> None:
         """One token for every active row, all on the device: draw it, write it down, read it."""
@@ -255,22 +277,26 @@ class Session:
         torch.where(active[:, None], logits, self.logits, out=self.logits)
         torch.logical_and(active, self._goes_on.index_select(0, token), out=self._active)
 
-    def _prepare(self, how: Way) -> None:
-        """Record the graph of one step if there is none, or weights have changed since."""
-        if not self.graph:
-            return
-        weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
-        if weights != self._recorded_weights:
-            self._recordings.clear()
-            self._recorded_weights = weights
+    def _recorded(self, how: Way) -> cudagraph.Recording:
+        """The graph of one step."""
         if how not in self._recordings:
             # rows that are not active change nothing: neither the recording nor the calls
             # before it leave a trace
             self._active.zero_()
-            self._column.zero_()
+            self._running = []
             self._first.copy_(self.state.position)
             step = partial(self._step, how)
             self._recordings[how] = cudagraph.record(step, device=str(self.device), warmup=WARMUP)
+            self._column.zero_()
+        return self._recordings[how]
+
+    def _drop_stale(self) -> None:
+        """Forget graphs that were recorded with other weights than the model's of now: a step
+        may keep what it has made of them."""
+        weights = [(p.data_ptr(), p._version) for p in self.model.parameters()]
+        if weights != self._recorded_weights:
+            self._recordings.clear()
+            self._recorded_weights = weights
 
     def _read(self, read: Prompts) -> None:
         """Read prompts that were checked, in passes of `chunk` tokens per row."""

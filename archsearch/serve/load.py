@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from archsearch.serve.messages import Words
 from archsearch.space import ArchSpec
 from archsearch.train import hub
 
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+")
+
 
 def is_checkpoint(source: str) -> bool:
     """Whether `source` is a folder with a model's config, or looks like a name on the hub."""
     folder = Path(source)
     if folder.exists():
         return (folder / "config.json").is_file()
-    # no pattern, and no file
-    return source.count("/") == 1 and not any(sign in source for sign in " @()")
+    return bool(HUB_NAME.fullmatch(source)) and not source.endswith(".json")
 
 
 def pretrained(source: str, *, device: str, dtype: str) -> tuple[HybridLM, Words]:

@@ -122,13 +122,13 @@ def test_chances_are_uniform_and_know_nothing_but_seed_row_and_position() -> Non
     assert not torch.equal(chances(6, [0], 2000), numbers[:1])
 
 
-def flat_model(vocab: int) -> HybridLM:
-    return build(parse("d f a f @64", vocab_size=vocab, num_meta_tokens=2))
+def flat_model(vocab: int, pattern: str = "d f a f @64") -> HybridLM:
+    return build(parse(pattern, vocab_size=vocab, num_meta_tokens=2))
 
 
 def test_a_session_draws_as_often_as_it_should() -> None:
     rows, tries, vocab = 128, 16, 12
-    session = Session(flat_model(vocab), batch_size=rows, max_len=9)
+    session = Session(flat_model(vocab, "a f @64"), batch_size=rows, max_len=9)
     sampling = Sampling(temperature=0.6, top_k=9, top_p=0.9)
     counts = torch.zeros(vocab)
     for seed in range(tries):

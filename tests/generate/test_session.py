@@ -138,6 +138,24 @@ def test_chunks_change_nothing(name: str, lengths: list[int]) -> None:
     assert session.generate(8).tokens == whole.generate(8).tokens
 
 
+@every_model
+def test_steps_of_no_row_leave_no_trace(name: str) -> None:
+    """Which is how a graph is recorded, amid a text or not."""
+    session = session_of(model_of(name), 2)
+    session.prompt([text(9), text(4, seed=1)])
+    session.generate(3)
+    session._active.zero_()
+    session._first.copy_(session.state.position)
+    state = session.state
+    tensors = [t for layer in state.layers for t in layer.tensors.values()]
+    tensors += [state.position, session.logits, session._health]
+    before = [t.clone() for t in tensors]
+    with torch.inference_mode():
+        for how in ("greedy", "open"):
+            session._step(how)
+    assert all(torch.equal(t, old) for t, old in zip(tensors, before, strict=True))
+
+
 def test_rows_that_stopped_change_nothing() -> None:
     model = model_of("mixed")
     rows = [text(5), text(8, seed=1)]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import torch
 from tokenizers import Tokenizer
 from tokenizers import decoders
 from tokenizers import models
@@ -19,7 +18,6 @@ from archsearch.model import HybridLM
 from archsearch.model import build
 from archsearch.serve import Chat
 from archsearch.serve import Message
-from archsearch.serve import drawn
 from archsearch.serve.messages import ByteWords
 from archsearch.serve.messages import PretrainedWords
 from archsearch.serve.messages import plain
@@ -186,11 +184,3 @@ def test_a_full_conversation() -> None:
     list(chat.say("hello", 5))
     with pytest.raises(ValueError, match="needs a session of one row"):
         Chat(Session(model_of(), batch_size=2, max_len=30), ByteWords())
-
-
-def test_bytes_need_a_vocabulary() -> None:
-    with pytest.raises(ValueError, match="256"):
-        drawn(parse("a f @64", vocab_size=200), device="cpu", dtype="float32")
-    model, words = drawn(parse("a f @64", vocab_size=300), device="cpu", dtype="float32")
-    assert model.embed.weight.dtype == torch.float32
-    assert words.decode([72, 105, 299]).startswith("Hi")
