@@ -35,8 +35,8 @@ class ArchSearchForCausalLM(CheckpointModel, GenerationMixin, ReleasedGeneration
 
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
+    # a setting of transformers' own is allowed, and has no effect: see attn_implementation_new
+    _supports_sdpa = _supports_flash_attn = True
     # a rejected token cannot be taken back: no assisted generation
     _is_stateful = True
     _no_split_modules: ClassVar[list[str]] = ["Layer"]

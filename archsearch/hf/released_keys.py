@@ -3,6 +3,7 @@ values that describe an `ArchSpec`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,6 +123,9 @@ def released_keys(spec: ArchSpec) -> dict[str, Any]:
         keys["mamba_expand"], keys["mamba2_headdim"] = mamba.expand, mamba.head_dim
     if (ffn := first.get("ffn")) is not None:
         ratio = ffn.intermediate_size / spec.hidden_size
+        if int(ratio * spec.hidden_size) < ffn.intermediate_size:
+            # the released code rounds down
+            ratio = math.nextafter(ratio, math.inf)
         keys["ffn_expand_ratio"] = int(ratio) if ratio.is_integer() else ratio
         keys["mlp_hidden_act"] = "silu" if ffn.activation == "swiglu" else "relu2"
     return keys

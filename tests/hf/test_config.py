@@ -112,6 +112,13 @@ def test_presets_are_written_and_read(name: str) -> None:
     assert config.mamba_dt_rank == spec.hidden_size // 16
 
 
+@pytest.mark.parametrize(("hidden", "width"), [(704, 1920), (1536, 2048), (1024, 3072)])
+def test_any_width_of_ffn_has_a_ratio(hidden: int, width: int) -> None:
+    layers = [{"operator": "f", "config": {"intermediate_size": width}}]
+    spec = ArchSpec(hidden_size=hidden, layers=layers, head_norm=True)
+    assert NemotronFlashConfig.from_spec(spec).to_spec().id == spec.id
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
