@@ -18,6 +18,7 @@ from typer.main import get_command
 from archsearch import __version__
 from archsearch.cli import arch
 from archsearch.cli import calibrate
+from archsearch.cli import chat
 from archsearch.cli import doctor
 from archsearch.cli import evolve
 from archsearch.cli import export
@@ -43,6 +44,7 @@ app.command("measure")(measure.measure)
 app.command("calibrate")(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)
 app.command("predict")(predict.predict)
+app.command("chat")(chat.chat)
 app.command("operators")(zoo.operators)
 app.command("presets")(presets.presets)
 app.command("report")(report.report)

@@ -1,4 +1,7 @@
-"""From logits to tokens. Legend: B rows, V vocabulary."""
+"""What sampling is: its settings, and the plain form that the fast one is held to.
+
+Legend: B rows, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,15 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0; got {self.temperature}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be at least 0; got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1]; got {self.top_p}")
+
+
+GREEDY = Sampling(temperature=0.0)
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
@@ -34,15 +40,23 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
         return logits.argmax(-1)
     if generator is None:
         raise ValueError("sampling needs a generator; only temperature 0 does without")
+    weights = cut(logits, sampling).softmax(-1)
+    return torch.multinomial(weights, 1, generator=generator)[:, 0]
+
+
+def cut(logits: Tensor, sampling: Sampling) -> Tensor:
+    """logits[B,V] over the temperature, -inf where a token may not be drawn: below the `top_k`
+    most likely ones, and beyond the first that reach `top_p` of what those weigh. Of equally
+    likely tokens the first ones count as more likely."""
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if sampling.top_p < 1:
-        ordered, index = logits.sort(descending=True)
+        ordered, index = logits.sort(descending=True, stable=True)
         weights = ordered.softmax(-1)
         beyond = weights.cumsum(-1) - weights >= sampling.top_p
         logits = torch.full_like(logits, -torch.inf).scatter(
             1, index, ordered.masked_fill(beyond, -torch.inf)
         )
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    return logits

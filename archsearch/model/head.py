@@ -34,7 +34,9 @@ class LMHead(nn.Module):
             return _inverse_row_norms(weight)
         key = (weight.data_ptr(), weight._version)
         if self._inverse is None or self._inverse[0] != key:
-            self._inverse = (key, _inverse_row_norms(weight))
+            # a frozen head is trained around: what is kept must not be an inference tensor
+            with torch.inference_mode(False), torch.no_grad():
+                self._inverse = (key, _inverse_row_norms(weight))
         return self._inverse[1]
 
 

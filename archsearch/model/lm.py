@@ -5,6 +5,9 @@ Legend: B rows, T tokens, M meta tokens, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch import nn
@@ -14,8 +17,13 @@ from archsearch import operators
 from archsearch.model.head import LMHead
 from archsearch.model.layer import Layer
 from archsearch.model.state import DecodeState
+from archsearch.model.state import put_rows
+from archsearch.model.state import take_rows
 from archsearch.operators.sequence import SequenceInfo
 from archsearch.space import ArchSpec
+
+# calls a layer (layer, h, seq=...): plainly, or with checkpointing around it
+RunLayer = Callable[..., Any]
 
 
 class HybridLM(nn.Module):
@@ -83,12 +91,23 @@ class HybridLM(nn.Module):
 
         Raises ValueError for rows that begin elsewhere than at 0: `prefill` continues prompts.
         """
-        h = self.embed(ids)
+        return self.head(self.hidden(ids, seq=seq))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        seq: SequenceInfo | None = None,
+        run: RunLayer = nn.Module.__call__,
+    ) -> Tensor:
+        """What `forward` gives to the head, [B,T,H], of token ids[B,T] or of their embeddings
+        [B,T,H]; `run` calls the layers."""
+        h = self._embedded(tokens)
         if seq is None:
-            return self.head(self._run(h, None))
+            return self._run(h, None, run)
         if seq.starts is not None:
             raise ValueError("a forward pass begins at position 0; continue prompts by prefill")
-        return self.head(seq.from_rows(self._run(seq.to_rows(h), seq.rows.lengths)))
+        return seq.from_rows(self._run(seq.to_rows(h), seq.rows.lengths, run))
 
     def loss(self, ids: Tensor) -> Tensor:
         """Mean next-token cross-entropy in nats over ids[B,T+1]."""
@@ -107,46 +126,63 @@ class HybridLM(nn.Module):
         ]
         return DecodeState(layers, batch, capacity, str(weight.device))
 
-    def prefill(self, ids: Tensor, state: DecodeState, *, lengths: Tensor | None = None) -> Tensor:
-        """Read prompts ids[B,T], the first `lengths`[B] tokens of each row, into the state.
+    def prefill(
+        self,
+        ids: Tensor,
+        state: DecodeState,
+        *,
+        lengths: Tensor | None = None,
+        rows: Tensor | None = None,
+        every: bool = False,
+    ) -> Tensor:
+        """Read prompts ids[R,T] (or their embeddings[R,T,H]), the first `lengths`[R] tokens of
+        each, into the state's rows with the indices `rows`[R] (None: all B of them).
 
         Rows that the state knows are continued; fresh ones begin with the meta tokens.
-        Returns fp32 logits[B,V] after each row's last token. Raises ValueError for an empty
+        Returns fp32 logits[R,V] after each row's last token, or [R,T,V] after `every` token
+        (those at padding mean nothing). Raises ValueError for an empty
         prompt, another batch than the state's, or a prompt that does not fit. Without
-        `lengths` and with fresh rows alone nothing waits for the device: capturable.
+        `lengths` and `rows` and with fresh rows alone nothing waits for the device: capturable.
         """
-        batch, length = ids.shape
-        if batch != state.batch:
-            raise ValueError(f"the decode state has {state.batch} rows; got {batch} prompts")
+        batch, length = ids.shape[:2]
+        known = state.position if rows is None else state.position[rows]
+        if batch != len(known):
+            where = "the decode state has" if rows is None else "these are"
+            raise ValueError(f"{where} {len(known)} rows; got {batch} prompts")
         if length == 0 or (lengths is not None and int(lengths.min()) < 1):
             raise ValueError("a prompt must have at least one token; got an empty one")
-        if lengths is None and not state.longest:
-            return self._prefill_fresh(ids, state)
-        real = torch.full_like(state.position, length) if lengths is None else lengths
-        meta = torch.where(state.position == 0, self.spec.num_meta_tokens, 0)
-        ends = state.position + meta + real
-        state.reserve(int(ends.max()) - state.longest)
+        if lengths is None and rows is None and not state.longest:
+            h = self._prefill_fresh(ids, state)
+            return self.head(h if every else h[:, -1])
+        real = torch.full_like(known, length) if lengths is None else lengths
+        meta = torch.where(known == 0, self.spec.num_meta_tokens, 0)
+        state.check_room(known, meta + real)
         total = int((meta + real).max())
-        h = self._with_meta(self.embed(ids), meta, real, total)
-        starts = state.position.clone() if state.longest else None
+        h = self._with_meta(self._embedded(ids), meta, real, total)
+        starts = known if state.longest else None
         seq = SequenceInfo.padded(meta + real, total, starts=starts, device=ids.device)
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
-            h = layer(h, state=layer_state, seq=seq)
-        state.position.copy_(ends)
-        state.longest = int(ends.max())
-        last = (meta + real - 1)[:, None, None].expand(-1, 1, h.shape[2])
-        return self.head(h.gather(1, last)[:, 0])
+            part = layer_state if rows is None else take_rows(layer_state, rows)
+            h = layer(h, state=part, seq=seq)
+            if rows is not None:
+                put_rows(layer_state, rows, part)
+        state.move(meta + real, rows)
+        row = torch.arange(batch, device=ids.device)
+        if not every:
+            return self.head(h[row, meta + real - 1])
+        column = meta[:, None] + torch.arange(length, device=ids.device)
+        return self.head(h[row[:, None], column.clamp(max=total - 1)])
 
     def _prefill_fresh(self, ids: Tensor, state: DecodeState) -> Tensor:
-        """Prompts of one length into rows that have seen nothing."""
-        h = self._led(self.embed(ids))
+        """Prompts of one length into rows that have seen nothing; [B,T,H] for the head."""
+        h = self._led(self._embedded(ids))
         total = h.shape[1]
         state.reserve(total)
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
             h = layer(h, state=layer_state)
         state.position.fill_(total)
         state.longest = total
-        return self.head(h[:, -1])
+        return h[:, self.spec.num_meta_tokens :]
 
     def step(self, ids: Tensor, state: DecodeState, active: Tensor | None = None) -> Tensor:
         """Decode one token ids[B] per row; rows that are not `active`[B] change nothing.
@@ -156,14 +192,25 @@ class HybridLM(nn.Module):
         """
         active = state.all_rows if active is None else active
         state.reserve(1, active)
+        logits = self.advance(ids, state, active)
+        state.longest += 1
+        return logits
+
+    def advance(self, ids: Tensor, state: DecodeState, active: Tensor) -> Tensor:
+        """`step` without its bookkeeping on the host, as a CUDA graph holds it: the caller
+        reserves room and keeps `state.longest`."""
         h = self.embed(ids)
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
             h = layer.step(h, layer_state, state.position, active)
         state.position += active
-        state.longest += 1
         return self.head(h)
 
-    def _run(self, rows: Tensor, lengths: Tensor | None) -> Tensor:
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """[B,T,H] of ids[B,T]; embeddings stay as they are."""
+        embedded: Tensor = tokens if tokens.is_floating_point() else self.embed(tokens)
+        return embedded
+
+    def _run(self, rows: Tensor, lengths: Tensor | None, run: RunLayer) -> Tensor:
         """All layers over right-padded rows[R,L,H], each led by the meta tokens."""
         count = self.spec.num_meta_tokens
         rows = self._led(rows)
@@ -171,7 +218,7 @@ class HybridLM(nn.Module):
         if lengths is not None:
             seq = SequenceInfo.padded(lengths + count, rows.shape[1], device=rows.device)
         for layer in self.layers:
-            rows = layer(rows, seq=seq)
+            rows = run(layer, rows, seq=seq)
         return rows[:, count:]
 
     def _led(self, rows: Tensor) -> Tensor:

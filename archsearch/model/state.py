@@ -38,15 +38,29 @@ class DecodeState:
     def reserve(self, count: int, active: Tensor | None = None) -> None:
         """Raise ValueError, with nothing changed, if `count` more tokens do not fit a row
         (an `active`[B] one, where that is given)."""
-        if self.longest + count <= self.capacity:
-            return
-        # the host's count is an upper bound: rows may have been idle; only now ask exactly
-        used = int((self.position if active is None else self.position * active).max())
-        if used + count > self.capacity:
+        if self.longest + count > self.capacity:
+            # the host's count is an upper bound: rows may have been idle; only now ask exactly
+            used = self.position if active is None else self.position * active
+            self.check_room(used, torch.full_like(used, count))
+
+    def check_room(self, used: Tensor, count: Tensor) -> None:
+        """Raise ValueError if any of rows that hold `used`[R] tokens has no room for `count`[R]
+        more."""
+        worst = int((used + count).argmax())
+        held, new = int(used[worst]), int(count[worst])
+        if held + new > self.capacity:
             raise ValueError(
                 f"the decode state holds {self.capacity} tokens per row, meta tokens included;"
-                f" {used} are used and {count} more do not fit"
+                f" {held} are used and {new} more do not fit"
             )
+
+    def move(self, count: Tensor, rows: Tensor | None = None) -> None:
+        """Note that all rows, or those with the given indices, have `count`[R] more tokens."""
+        if rows is None:
+            self.position += count
+        else:
+            self.position.index_add_(0, rows, count)
+        self.longest = int(self.position.max())
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Make all rows, or those with the given indices, fresh."""
@@ -63,3 +77,15 @@ class DecodeState:
         for layer in self.layers:
             layer.reorder(index)
         self.position.copy_(self.position.index_select(0, index))
+
+
+def take_rows(state: State, rows: Tensor) -> State:
+    """A copy of the rows with the given indices."""
+    parts = {name: tensor.index_select(0, rows) for name, tensor in state.tensors.items()}
+    return State(parts, state.shared)
+
+
+def put_rows(state: State, rows: Tensor, part: State) -> None:
+    """Overwrite the rows with the given indices by those of `part`."""
+    for name, tensor in state.tensors.items():
+        tensor.index_copy_(0, rows, part[name])

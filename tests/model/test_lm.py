@@ -128,6 +128,47 @@ def test_cached_head_norms_follow_the_weight() -> None:
         assert_close(model.head(h), before)
 
 
+def test_head_norms_made_while_generating_serve_training() -> None:
+    model = build(spec_of(PATTERNS[0]))
+    model.head.proj.weight.requires_grad_(False)
+    with torch.inference_mode():
+        model(ids_of(1, 3))
+    model(ids_of(1, 3)).sum().backward()
+    assert model.head.norm.weight.grad is not None
+
+
+def test_a_prompt_for_some_rows_leaves_the_others() -> None:
+    model = build(spec_of(PATTERNS[2]))
+    ids, more = ids_of(3, 10), ids_of(2, 4, seed=1)
+    with torch.inference_mode():
+        state = model.init_state(3, 20)
+        model.prefill(ids, state)
+        before = [{k: v.clone() for k, v in layer.tensors.items()} for layer in state.layers]
+        rows = torch.tensor([2, 0])
+        logits = model.prefill(more, state, lengths=torch.tensor([4, 1]), rows=rows)
+        assert_close(logits[0], model(torch.cat([ids[2], more[0]])[None])[0, -1])
+        assert_close(logits[1], model(torch.cat([ids[0], more[1, :1]])[None])[0, -1])
+        for layer, tensors in zip(state.layers, before, strict=True):
+            assert all(torch.equal(layer[name][1], old[1]) for name, old in tensors.items())
+        assert state.position.tolist() == [16, 15, 19]
+        with pytest.raises(ValueError, match="these are 2 rows; got 3 prompts"):
+            model.prefill(ids, state, rows=rows)
+
+
+def test_a_prompt_that_does_not_fit_is_seen_behind_idle_rows() -> None:
+    """The host knows only a bound of how long rows are where some were idle."""
+    model = build(spec_of(PATTERNS[0], meta=0))
+    with torch.inference_mode():
+        state = model.init_state(2, 12)
+        model.prefill(ids_of(2, 4), state)
+        for _ in range(4):
+            model.step(ids_of(2, 1)[:, 0], state, torch.tensor([False, False]))
+        with pytest.raises(ValueError, match="4 are used and 9 more do not fit"):
+            model.prefill(ids_of(2, 9), state)
+        model.prefill(ids_of(2, 8), state)
+    assert state.position.tolist() == [12, 12]
+
+
 def test_weight_normalisation_rows_and_columns() -> None:
     model = build(spec_of(PATTERNS[2]))
     embedding = model.embed.weight.clone()

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from archsearch import operators
+from archsearch.generate import Session
+from archsearch.generate.draw import Way
 from archsearch.model import HybridLM
 from archsearch.model import Layer
 from archsearch.operators.sequence import SequenceInfo
@@ -142,6 +144,14 @@ def test_whole_model() -> None:
             assert model.step(ids[:, 0], state).shape == (2, 97)
     with OnDevice():
         torch.autograd.grad(model.loss(ids), [*model.parameters()])
+
+
+@pytest.mark.parametrize("how", ["greedy", "open", "narrow", "whole"])
+def test_step_of_a_session(how: Way) -> None:
+    spec = parse(f"d f m2 a f @{WIDTH}", vocab_size=3000, num_meta_tokens=3, head_norm=True)
+    session = Session(HybridLM(spec, device="meta"), batch_size=2, max_len=9)
+    with torch.inference_mode(), OnDevice():
+        session._step(how)
 
 
 @pytest.mark.parametrize("name", operators.names())
