@@ -49,7 +49,9 @@ def step(
         gated=g_proj is not None,
     )
     opened = inputs[:, gate : gate + o.shape[1]] if g_proj is not None else None
-    return project_heads(o, mixer.o_proj.weight, h, active, plan, mixer.o_norm, opened)
+    return project_heads(
+        o, mixer.o_proj.weight, h, active, plan=plan, norm=mixer.o_norm, gate=opened
+    )
 
 
 def refuses(mixer: DeltaNet) -> str:

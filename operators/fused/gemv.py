@@ -231,7 +231,9 @@ def matrix_kernel(
         past = chosen(pid, conv_states, STARTS, CONVS)
         taps = chosen(pid, conv_weights, STARTS, CONVS)
         conv_bias = None if conv_biases is None else chosen(pid, conv_biases, STARTS, CONVS)
-        x3, x2, x1, w3, w2, w1, w0, b0 = window(past, taps, conv_bias, m, n, in_conv, size, TAPS)
+        if DEPENDENT and TAPS > 1:
+            prefetch(past + (m[:, None].to(tl.int64) * size + n[None, :]) * (TAPS - 1))
+            prefetch(taps + n * TAPS)
     if DEPENDENT and W > 0:
         prefetch(norm + tl.arange(0, NORM_LINES) * LINE % W)
     bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
@@ -273,6 +275,7 @@ def matrix_kernel(
         scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / K + EPS)
         y, up = y * scale[:, None], up * scale[:, None]
     if CONVS > 0:
+        x3, x2, x1, w3, w2, w1, w0, b0 = window(past, taps, conv_bias, m, n, in_conv, size, TAPS)
         y = rounded(y, kind)
         shift(past, y, x2, x1, m, n, in_conv & takes_part[:, None], size, TAPS)
         y = tl.where(in_conv, silu(x3 * w3 + x2 * w2 + x1 * w1 + y * w0 + b0), y)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from archsearch.operators.common.conv import ShortConv
 from archsearch.operators.common.norm import RMSNorm
@@ -97,16 +96,14 @@ def project_heads(
     weight: Tensor,
     h: Tensor,
     active: Tensor,
+    *,
     plan: Cut,
     norm: RMSNorm,
     gate: Tensor | None = None,
 ) -> Tensor:
-    """`write_back` of the heads' outputs o[B,N*V] as `plan` left them: normed and multiplied by
-    silu(gate[B,N*V]) already, on the way in, or by torch."""
-    if plan.norm == "apart":
-        o = norm(o.unflatten(1, (-1, len(norm.weight)))).flatten(1)
-        o = o if gate is None else o * F.silu(gate)
-    if plan.norm != "after":
+    """`write_back` of the heads' outputs o[B,N*V], normed and multiplied by silu(gate[B,N*V])
+    where the kernel that made them has not done so."""
+    if plan.whole:
         return write_back(o, weight, h, active)
     return write_back(o, weight, h, active, norm=Norm.of(norm), gate=gate)
 
@@ -129,7 +126,7 @@ def _launch(
     batch, width = x.shape
     sizes = [len(weight) for weight in weights]
     paired = epilogue == "swiglu"
-    blocks = blocks_for(epilogue, batch, sum(sizes), width, x.dtype)
+    blocks = blocks_for(epilogue, batch, sum(sizes), width, weights[0].dtype)
     convs: Convs | None = given.get("convs")
     biases = given.get("biases")
     grid, layout = _layout(batch, [sizes[0]] if paired else sizes, width, blocks)
