@@ -45,7 +45,7 @@ def step(
         norm=mixer.o_norm,
         key_heads=mixer.num_heads,
         cut=plan,
-        decay=mixer.decay_weights() or None,
+        decay=mixer.decay_weights(),
         gated=g_proj is not None,
     )
     opened = inputs[:, gate : gate + o.shape[1]] if g_proj is not None else None

@@ -106,12 +106,13 @@ def delta_step(
     norm: RMSNorm,
     key_heads: int,
     cut: Cut,
-    decay: tuple[Tensor, Tensor] | None,
+    decay: tuple[Tensor, ...],
     gated: bool,
 ) -> Tensor:
     """Output [B,G*V] of one token, state[B,G,K,V] moving on in the `active`[B] rows. Of
     inputs[B,*], queries, keys, values and the logits of write strength, decay and output gate
-    begin at `columns`; decay = (A_log, dt_bias), [G] each."""
+    begin at `columns`; decay = (A_log, dt_bias), [G] each,
+    or nothing."""
     batch, heads, keys, values = state.shape
     out = inputs.new_empty(batch, heads * values)
     with torch.cuda.device(state.device) if state.is_cuda else nullcontext():
@@ -134,7 +135,7 @@ def delta_step(
             BLOCK_HEAD=power_of_2(values),
             TILES=cut.tiles,
             STAGES=STAGES,
-            DECAYS=decay is not None,
+            DECAYS=bool(decay),
             GATED=gated,
             WHOLE=cut.whole,
             EPS=norm.eps,

@@ -23,16 +23,11 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_wait
 
 from archsearch.operators.backends import interpreting
 from archsearch.operators.backends import is_hopper
-
-if interpreting():
-    # the interpreter knows no assembly; it never gets here, since DEPENDENT is false there
-    gdc_wait = gdc_launch_dependents = None
-else:
-    from triton.language.extra.cuda import gdc_launch_dependents
-    from triton.language.extra.cuda import gdc_wait
 
 
 def launch_options() -> dict[str, bool]:
@@ -49,7 +44,8 @@ def early() -> int:
 @triton.jit
 def wait_if_alone(early, DEPENDENT: tl.constexpr):
     """Wait ahead of (1) where the kernel before may be anybody's."""
-    if DEPENDENT:
+    # the first is known when the kernel is compiled, the second when it runs
+    if DEPENDENT:  # noqa: SIM102
         if early == 0:
             gdc_wait()
 
