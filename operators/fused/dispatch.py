@@ -42,14 +42,19 @@ def find_step(mixer: Mixer, h: Tensor) -> Step | None:
     request = Request(name, "decode", h.device.type, h.dtype)
 
     def refusal(backend: str, request: Request) -> str:
-        if backend != "triton":
-            return mixer.refuses(backend, request)
-        return "it computes no gradients" if torch.is_grad_enabled() else refuses(mixer, request)
+        if backend == "triton" and torch.is_grad_enabled():
+            return "it computes no gradients"
+        return refuses_step(mixer, backend, request)
 
     if choose(decode_backends(name, mixer.backends), request, refusal) != "triton":
         return None
     step: Step = _module(name).step
     return step
+
+
+def refuses_step(mixer: Mixer, backend: str, request: Request) -> str:
+    """Why `backend`, though installed, cannot serve a decode step of this layer; "" if it can."""
+    return refuses(mixer, request) if backend == "triton" else mixer.refuses(backend, request)
 
 
 def refuses(mixer: Mixer, request: Request) -> str:
