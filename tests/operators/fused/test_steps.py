@@ -27,7 +27,9 @@ from archsearch.operators.fused import table
 from archsearch.operators.layer import State
 from archsearch.space import parse
 
-STEPS = 4
+STEPS = 3
+# (rows, columns) of a program in the interpreter, whose time is one of programs
+TILE = (32, 128)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,7 +44,7 @@ class Case:
     batches: tuple[int, ...] = (1, 3)
     past: int = 0
     room: int = 16
-    # (rows, columns) of a program, where more than one tile of the columns is to be walked
+    # as `TILE`, where it is to be another one
     tile: tuple[int, int] | None = None
 
     def __str__(self) -> str:
@@ -53,17 +55,17 @@ ODD = {"num_heads": 3, "head_dim": 12, "v_head_dim": 20}
 CASES = (
     Case("ffn", batches=(1, 17)),
     Case("ffn", 72, {"activation": "relu2", "intermediate_size": 100}),
-    Case("ffn", 80, batches=(1, 3, 17), tile=(4, 32)),
-    Case("deltanet", 64, {"head_dim": 32}, batches=(1, 3, 17)),
+    Case("ffn", 80, {"intermediate_size": 72}, tile=(32, 32)),
+    Case("deltanet", 64, {"head_dim": 32}, batches=(1, 17)),
     Case("deltanet", 48, {**ODD, "conv_size": 2}),
     Case("deltanet", 64, {"num_heads": 3, "head_dim": 16, "v_head_dim": 64, "conv_size": 1}),
-    Case("deltanet", 64, {"head_dim": 16, "conv_size": 3}, tile=(8, 32)),
-    Case("gated_deltanet"),
+    Case("deltanet", 64, {"head_dim": 16, "conv_size": 3}, (1,), tile=(16, 32)),
+    Case("gated_deltanet", batches=(3,)),
     Case("gated_deltanet", 64, {"num_heads": 2, "num_v_heads": 4, "head_dim": 16}),
     Case("gated_deltanet", 64, {"num_heads": 1, "head_dim": 16, "use_gate": False}),
-    Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 3, 17)),
+    Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
-    Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, tile=(8, 64)),
+    Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 64)),
     Case("attention", 64, {"head_dim": 16, "num_heads": 4, "num_kv_heads": 2}),
     Case("attention", 64, {"head_dim": 16, "num_heads": 6, "num_kv_heads": 1}, (1, 3), 130, 140),
     Case("attention", 36, {"head_dim": 12, "qkv_bias": True, "qk_norm": True}, (3,), 290, 300),
@@ -183,7 +185,11 @@ def compare(case: Case, batch: int, dtype: torch.dtype, device: str) -> None:
             active = torch.ones(batch, dtype=torch.bool, device=device)
             active[::2] = number != 1
             before = {key: tensor.clone() for key, tensor in fused.tensors.items()}
-            with backends.override("triton"), backends.recorded() as used, tiles(case, batch):
+            with (
+                backends.override("triton"),
+                backends.recorded() as used,
+                tiles(batch, case.tile, device),
+            ):
                 y = layer.step(h, fused, position, active)
             assert used == {case.name: "triton"}
             with backends.override("torch"):
@@ -228,16 +234,15 @@ def drawn(size: tuple[int, ...], seed: int) -> Tensor:
 
 
 @contextmanager
-def tiles(case: Case, batch: int) -> Iterator[None]:
-    """Programs of the case's tile, where it asks for one."""
+def tiles(batch: int, tile: tuple[int, int] | None, device: str) -> Iterator[None]:
+    """Programs of a given tile; on a GPU, of the one by rule where none is given."""
     from archsearch.operators.fused import blocks
 
-    if case.tile is None:
+    if tile is None and device != "cpu":
         yield
         return
-    rows, columns = case.tile
-    m = 1 if batch == 1 else 16
-    token = blocks.forced.set(blocks.Blocks(m, max(rows, 16) if m > 1 else rows, columns, 4))
+    rows, columns = tile or TILE
+    token = blocks.forced.set(blocks.Blocks(1 if batch == 1 else 32, rows, columns, 4))
     yield
     blocks.forced.reset(token)
 
@@ -288,7 +293,7 @@ def check_model() -> None:
     from archsearch.operators.fused.products import Norm
     from archsearch.operators.fused.products import logits
 
-    spec = parse("d f m2 f a f gd f w f ret f gla f @64", vocab_size=50, num_meta_tokens=2)
+    spec = parse("d f m2 a ret @64", vocab_size=50, num_meta_tokens=2)
     model = build(spec)
     ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
     found = {}
@@ -297,8 +302,8 @@ def check_model() -> None:
             state = model.init_state(2, 12)
             with backends.override("torch"):
                 model.prefill(ids[:, :6], state)
-            with backends.override(backend):
-                found[backend] = torch.stack([model.step(ids[:, t], state) for t in (6, 7, 8)])
+            with backends.override(backend), tiles(2, None, "cpu"):
+                found[backend] = torch.stack([model.step(ids[:, t], state) for t in (6, 7)])
         torch.testing.assert_close(found["triton"], found["torch"], atol=1e-4, rtol=1e-4)
         for batch in (1, 2):
             h, head = drawn((batch, 64), 3), model.head
@@ -308,12 +313,22 @@ def check_model() -> None:
                 torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
 
 
-if __name__ == "__main__":
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # fresh memory is poisoned
-    torch.utils.deterministic.fill_uninitialized_memory = True
+def interpret() -> None:
+    """Everything that needs no GPU, as if on a small one: fewer programs take less time."""
+    from archsearch.operators.fused import attend
+    from archsearch.operators.fused import heads
+    from archsearch.operators.fused import ssd
+
+    attend.PROCESSORS = heads.PROCESSORS = ssd.PROCESSORS = 4
     for each in CASES:
         for rows in each.batches:
             compare(each, rows, torch.float32, "cpu")
     check_refusals()
     check_model()
+
+
+if __name__ == "__main__":
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # fresh memory is poisoned
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    interpret()
