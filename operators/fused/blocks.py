@@ -7,6 +7,7 @@ Legend: B rows of the batch, N rows of the weights, K columns of them.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,9 +23,6 @@ LEAST_ROWS = 16
 # an H200 has 132 multiprocessors
 PROCESSORS = 132
 
-# a setting for all products within, for tuning
-forced: ContextVar[Blocks | None] = ContextVar("forced_blocks", default=None)
-
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
@@ -39,11 +37,17 @@ class Blocks:
     ahead: int = 0
 
 
+# settings by key ("*": of every product) that go before all others, for tuning and tests
+forced: ContextVar[Mapping[str, Blocks] | None] = ContextVar("forced_blocks", default=None)
+
+
 def blocks_for(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype) -> Blocks:
     """The setting for `rows` rows of weights of `width` columns times `batch` inputs."""
-    setting = forced.get()
-    if setting is None and torch.cuda.is_available():
-        setting = _tuned(torch.cuda.get_device_capability()).get(key(epilogue, batch, rows, width))
+    name, wanted = key(epilogue, batch, rows, width), forced.get() or {}
+    setting = wanted.get(name) or wanted.get("*")
+    # they were found for 16-bit weights
+    if setting is None and dtype != torch.float32 and torch.cuda.is_available():
+        setting = _tuned(torch.cuda.get_device_capability()).get(name)
     return setting or by_rule(epilogue, batch, rows, width, dtype)
 
 

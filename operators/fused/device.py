@@ -20,6 +20,8 @@ all that came before, and nothing in a decode step writes weights.
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -29,10 +31,13 @@ from triton.language.extra.cuda import gdc_wait
 from archsearch.operators.backends import interpreting
 from archsearch.operators.backends import is_hopper
 
+SWITCH = "ARCHSEARCH_DEPENDENT"
+
 
 def launch_options() -> dict[str, bool]:
-    """Keywords of every launch: whether kernels are launched dependently."""
-    dependent = not interpreting() and is_hopper()
+    """Keywords of every launch: whether kernels are launched dependently, as they are on a Hopper
+    GPU unless ARCHSEARCH_DEPENDENT=0."""
+    dependent = not interpreting() and is_hopper() and os.environ.get(SWITCH) != "0"
     return {"DEPENDENT": True, "launch_pdl": True} if dependent else {"DEPENDENT": False}
 
 

@@ -59,13 +59,19 @@ def refuses_step(mixer: Mixer, backend: str, request: Request) -> str:
 
 def refuses(mixer: Mixer, request: Request) -> str:
     """Why the kernels, though Triton is installed, cannot serve this layer; "" if they can."""
+    reason: str = refuses_modules(mixer, request) or _module(request.operator).refuses(mixer)
+    return reason
+
+
+def refuses_modules(owner: nn.Module, request: Request) -> str:
+    """Why the kernels cannot read the weights of `owner` and its parts; "" if they can."""
     if request.dtype not in DTYPES:
         return "it computes in float32, float16 and bfloat16 only"
     if request.dtype == torch.bfloat16 and interpreting():
         return "Triton's interpreter multiplies bfloat16 wrongly"
-    for name, module in mixer.named_modules():
+    for name, module in owner.named_modules():
         # an adapter, for example, adds to what the weights alone give
-        if module is not mixer and not _is_plain(module):
+        if module is not owner and not _is_plain(module):
             return f"its {name} is a {type(module).__name__}, whose weights alone do not tell all"
         for weight in module._parameters.values():
             if weight is not None and (
@@ -73,8 +79,7 @@ def refuses(mixer: Mixer, request: Request) -> str:
             ):
                 kind = str(weight.dtype).removeprefix("torch.")
                 return f"its {name or 'own'} weights are {kind}, or not contiguous"
-    reason: str = _module(request.operator).refuses(mixer)
-    return reason
+    return ""
 
 
 def _is_plain(module: nn.Module) -> bool:

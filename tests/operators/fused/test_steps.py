@@ -22,6 +22,8 @@ from torch import nn
 from archsearch import operators
 from archsearch.model import Layer
 from archsearch.model import build
+from archsearch.model.fused_head import step_logits
+from archsearch.model.head import LMHead
 from archsearch.operators import backends
 from archsearch.operators.fused import table
 from archsearch.operators.layer import State
@@ -242,7 +244,8 @@ def tiles(batch: int, tile: tuple[int, int] | None, device: str) -> Iterator[Non
         yield
         return
     rows, columns = tile or TILE
-    token = blocks.forced.set(blocks.Blocks(1 if batch == 1 else 32, rows, columns, 4))
+    one = blocks.Blocks(1 if batch == 1 else 32, rows, columns, 4)
+    token = blocks.forced.set({"*": one})
     yield
     blocks.forced.reset(token)
 
@@ -290,9 +293,6 @@ def check_refusals() -> None:
 
 def check_model() -> None:
     """A whole model, prompt and steps, and the head."""
-    from archsearch.operators.fused.products import Norm
-    from archsearch.operators.fused.products import logits
-
     spec = parse("d f m2 a ret @64", vocab_size=50, num_meta_tokens=2)
     model = build(spec)
     ids = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -305,12 +305,22 @@ def check_model() -> None:
             with backends.override(backend), tiles(2, None, "cpu"):
                 found[backend] = torch.stack([model.step(ids[:, t], state) for t in (6, 7)])
         torch.testing.assert_close(found["triton"], found["torch"], atol=1e-4, rtol=1e-4)
+        check_head(model.head)
+
+
+def check_head(head: LMHead) -> None:
+    for normed in (False, True):
+        head.head_norm = normed
         for batch in (1, 2):
-            h, head = drawn((batch, 64), 3), model.head
-            for inverse in (None, drawn((50,), 4)):
-                y = logits(h, head.proj.weight, Norm.of(head.norm), inverse)
-                expected = head.proj(head.norm(h)) * (1.0 if inverse is None else inverse)
-                torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
+            h = drawn((batch, 64), 3)
+            with (
+                backends.override("triton"),
+                backends.recorded() as used,
+                tiles(batch, None, "cpu"),
+            ):
+                y = step_logits(head, h)
+            assert used == {"head": "triton"}
+            torch.testing.assert_close(y, head(h), atol=1e-5, rtol=1e-4)
 
 
 def interpret() -> None:
