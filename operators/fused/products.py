@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -127,6 +128,9 @@ def _launch(
     sizes = [len(weight) for weight in weights]
     paired = epilogue == "swiglu"
     blocks = blocks_for(epilogue, batch, sum(sizes), width, weights[0].dtype)
+    if norm is not None and len(norm.weight) < width:
+        # whole heads at a time
+        blocks = replace(blocks, k=max(blocks.k, len(norm.weight)))
     convs: Convs | None = given.get("convs")
     biases = given.get("biases")
     grid, layout = _layout(batch, [sizes[0]] if paired else sizes, width, blocks)
