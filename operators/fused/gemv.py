@@ -32,29 +32,44 @@ LINE = tl.constexpr(32)
 
 
 @triton.jit
-def _head_norms(x, weight, k, W: tl.constexpr, EPS: tl.constexpr, LIKE: tl.constexpr):
-    """x[K], whole heads of width W, each normed as `RMSNorm` does."""
-    heads = tl.reshape(x, [x.shape[0] // W, W])
-    scale = 1.0 / tl.sqrt(tl.sum(heads * heads, 1) / W + EPS)
-    x = rounded(tl.reshape(heads * scale[:, None], [x.shape[0]]), LIKE)
-    return rounded(x * tl.load(weight + k % W).to(tl.float32), LIKE)
+def _fetch(x, norm, gate, k, K: tl.constexpr, W: tl.constexpr):
+    """Columns k of one input, of its norm's weights, and of its gate, as they lie in memory;
+    where there is none of these, the input."""
+    ok = k < K
+    value = tl.load(x + k, mask=ok, other=0.0)
+    weight, opened = value, value
+    if W > 0:
+        weight = tl.load(norm + k % W, mask=ok, other=0.0)
+    if gate is not None:
+        opened = tl.load(gate + k, mask=ok, other=0.0)
+    return value, weight, opened
 
 
 @triton.jit
-def _one_input(x, norm, gate, k, K: tl.constexpr, W: tl.constexpr, EPS: tl.constexpr, LIKE):
-    """The columns k of one input: (x[K] with the norm's weights, but not yet scaled where the
-    norm is as wide as the input; its squares, or zeros where no scale is missing)."""
-    ok = k < K
-    value = tl.load(x + k, mask=ok, other=0.0).to(tl.float32)
-    square = tl.zeros_like(value)
+def _prepared(
+    value,
+    weight,
+    opened,
+    GATED: tl.constexpr,
+    K: tl.constexpr,
+    W: tl.constexpr,
+    EPS: tl.constexpr,
+    LIKE: tl.constexpr,
+):
+    """What `_fetch` brought as (the input [K] in fp32, normed and gated, but not yet scaled where
+    the norm is as wide as the input; its squares, which give that scale)."""
+    value = value.to(tl.float32)
+    square = value * value
     if W == K:
-        square = value * value
-        value = value * tl.load(norm + k, mask=ok, other=0.0).to(tl.float32)
+        value = value * weight.to(tl.float32)
     elif W > 0:
-        value = _head_norms(value, norm, k, W, EPS, LIKE)
-    if gate is not None:
-        opened = silu(tl.load(gate + k, mask=ok, other=0.0).to(tl.float32))
-        value = value * rounded(opened, LIKE)
+        # whole heads, as `RMSNorm` norms them
+        heads = tl.reshape(value, [value.shape[0] // W, W])
+        scale = 1.0 / tl.sqrt(tl.sum(heads * heads, 1) / W + EPS)
+        value = rounded(tl.reshape(heads * scale[:, None], [value.shape[0]]), LIKE)
+        value = rounded(value * weight.to(tl.float32), LIKE)
+    if GATED:
+        value = value * rounded(silu(opened.to(tl.float32)), LIKE)
         if W != K:
             value = rounded(value, LIKE)
     return value, square
@@ -130,8 +145,9 @@ def vector_kernel(
         takes_part = tl.load(active + m).to(tl.int1)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
+    value, scales, opened = _fetch(x, norm, gate, k, K, W)
     for at in tl.static_range(0, K, BLOCK_K):
-        now = tile
+        now, input_now, scales_now, opened_now = tile, value, scales, opened
         if EPILOGUE == "swiglu":
             up_now = up_tile
         if at + BLOCK_K < K:
@@ -139,11 +155,14 @@ def vector_kernel(
             tile = weight_tile(weight + then, n_ok, at + BLOCK_K + k, K, EVEN)
             if EPILOGUE == "swiglu":
                 up_tile = weight_tile(weights[1] + then, n_ok, at + BLOCK_K + k, K, EVEN)
-        value, square = _one_input(x, norm, gate, at + k, K, W, EPS, kind)
+            value, scales, opened = _fetch(x, norm, gate, at + BLOCK_K + k, K, W)
+        given, square = _prepared(
+            input_now, scales_now, opened_now, gate is not None, K, W, EPS, kind
+        )
         squares += square
-        acc += now.to(tl.float32) * value[None, :]
+        acc += now.to(tl.float32) * given[None, :]
         if EPILOGUE == "swiglu":
-            up_acc += up_now.to(tl.float32) * value[None, :]
+            up_acc += up_now.to(tl.float32) * given[None, :]
     y = tl.sum(acc, 1)[None, :]
     up = y
     if EPILOGUE == "swiglu":
@@ -222,7 +241,7 @@ def matrix_kernel(
     wait_if_alone(early, DEPENDENT)
     if DEPENDENT and AHEAD > 0:
         inside = tl.minimum(lanes, size - 1 - begin)[:, None] * K
-        lines = inside + (tl.arange(0, AHEAD // LINE) * LINE)[None, :]
+        lines = inside + (tl.arange(0, AHEAD // LINE) * LINE % K)[None, :]
         prefetch(weight + lines)
         if EPILOGUE == "swiglu":
             prefetch(weights[1] + begin.to(tl.int64) * K + lines)
@@ -232,8 +251,9 @@ def matrix_kernel(
         taps = chosen(pid, conv_weights, STARTS, CONVS)
         conv_bias = None if conv_biases is None else chosen(pid, conv_biases, STARTS, CONVS)
         if DEPENDENT and TAPS > 1:
-            prefetch(past + (m[:, None].to(tl.int64) * size + n[None, :]) * (TAPS - 1))
-            prefetch(taps + n * TAPS)
+            inside = (m[:, None].to(tl.int64) * size + n[None, :]) * (TAPS - 1)
+            prefetch(past + tl.where(in_conv, inside, 0))
+            prefetch(taps + tl.where(in_conv, n[None, :] * TAPS, 0))
     if DEPENDENT and W > 0:
         prefetch(norm + tl.arange(0, NORM_LINES) * LINE % W)
     bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
