@@ -1,12 +1,13 @@
 """How fast is a decode step of our own kernels, whole models, beside the plain one?
 
     python experiments/fused-decode/bench.py OUT [--models nemotron-flash-1b …] [--batches 1 32]
-        [--context 1024] [--tune] [--no-plain]
+        [--context 1024] [--tune] [--knobs] [--no-plain]
 
 For every model and batch: the plain step, the fused one without and with dependent launches, as
 CUDA-graph replays of the whole model in bf16; first, that both give the same logits. With --tune
 every product's blocks are then searched in place (the model's own step is timed), and the winners
-of all models go to OUT/products_sm90.json, which belongs in operators/tuned/. Needs a GPU.
+of all models go to OUT/products_sm90.json, which belongs in operators/tuned/. With --knobs the
+constants of the kernels between the products are tried, and only printed. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ from archsearch.model import lm
 from archsearch.model.fused_head import step_logits
 from archsearch.operators import Shape
 from archsearch.operators import backends
+from archsearch.operators.fused import attend
 from archsearch.operators.fused import blocks
+from archsearch.operators.fused import delta
+from archsearch.operators.fused import heads
 from archsearch.operators.fused import products
+from archsearch.operators.fused import ssd
 from archsearch.operators.fused.device import SWITCH
 from archsearch.space import count
 from archsearch.space import load
@@ -48,6 +53,20 @@ SMALL = 0.015
 GAIN = 0.998
 # relative error of bf16 logits beyond which a speed says nothing
 WRONG = 0.1
+# constants of the kernels between the products, and what else they might be
+KNOBS = (
+    (heads, "ENTRIES", (2048, 8192)),
+    (heads, "LEAST_COLUMNS", (8, 32)),
+    (heads, "PROCESSORS", (66, 264)),
+    (delta, "STAGES", (1, 2, 4)),
+    (ssd, "LEAST_ROWS", (4, 16)),
+    (ssd, "ENTRIES", (2048, 8192)),
+    (ssd, "PROCESSORS", (66, 264)),
+    (attend, "PROCESSORS", (66, 264, 528)),
+    (attend, "MOST_SPLITS", (16, 64)),
+    (attend, "TILE", (32, 128)),
+    (attend, "STAGES", (1, 3)),
+)
 
 Settings = dict[str, blocks.Blocks]
 
@@ -59,6 +78,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="*", type=int, default=(1, 32))
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--knobs", action="store_true")
     parser.add_argument("--no-plain", action="store_true")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -80,6 +100,8 @@ def main() -> None:
                 results.append({"model": name, "batch": batch, "kind": "tuned", **row})
                 show(results[-1], floor_ms)
                 write(given.out / "products_sm90.json", tuned)
+            if given.knobs:
+                turn_knobs(model, shape)
             (given.out / "result.json").write_text(json.dumps(results, indent=1) + "\n")
         del model
         torch.cuda.empty_cache()
@@ -194,6 +216,24 @@ def products_of(model: HybridLM, shape: Shape) -> dict[str, tuple[int, tuple[Any
     finally:
         products.blocks_for = real
     return met
+
+
+def turn_knobs(model: HybridLM, shape: Shape) -> None:
+    """Print the time of a step with each of the constants changed by itself."""
+    with fused():
+        print(f"as it is: {measured(model, shape)['ms']:.4f} ms")
+        for module, name, values in KNOBS:
+            usual = getattr(module, name)
+            for value in values:
+                setattr(module, name, value)
+                try:
+                    told = f"{measured(model, shape, TUNING_BUDGET_S)['ms']:.4f} ms"
+                except Exception as error:
+                    told = str(error).splitlines()[0]
+                finally:
+                    setattr(module, name, usual)
+                place = module.__name__.rsplit(".", 1)[-1]
+                print(f"{place}.{name} = {value} instead of {usual}: {told}", flush=True)
 
 
 def write(path: Path, tuned: Settings) -> None:

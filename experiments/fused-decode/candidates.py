@@ -51,7 +51,14 @@ def candidates(
     usual = by_rule(epilogue, batch, rows, width, dtype)
     widest = power_of_2(width)
     if batch == 1:
-        tried = (Blocks(1, n, k, warps) for n, k, warps in ONE if k <= widest)
+        # before the projection back, few bytes are moved
+        aheads = (0, 2048) if epilogue == "residual" else (0,)
+        tried = (
+            Blocks(1, n, k, warps, ahead=min(ahead, power_of_2(width - k)))
+            for n, k, warps in ONE
+            for ahead in aheads
+            if k <= widest
+        )
     else:
         pairs = 2 if epilogue == "swiglu" else 1
         tried = (
@@ -59,4 +66,4 @@ def candidates(
             for n, k, warps, stages, ahead in SEVERAL
             if k <= widest and 2 * (pairs * n + usual.m) * k * stages <= MOST_SHARED
         )
-    yield from (one for one in tried if one != usual)
+    yield from dict.fromkeys(one for one in tried if one != usual)

@@ -32,6 +32,9 @@ LEAST_HEADS = 16
 # fewer slots are not worth a program of their own
 LEAST_SLOTS = 64
 MOST_SPLITS = 32
+# slots that a program looks at together, and how many such tiles are on their way to it
+TILE = 64
+STAGES = 2
 # entries of the splits' outputs that the last program holds at once
 MERGE_ENTRIES = 8192
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -240,7 +243,7 @@ def attend_step(
             arrived = torch.zeros(batch * kv_heads, dtype=torch.int32, device=keys.device)
             state.shared["arrived"] = arrived
     shared, width_held = power_of_2(num_heads // kv_heads), max(power_of_2(width), LEAST_HEADS)
-    tile = 32 if keys.dtype == torch.float32 else 64
+    tile = TILE // 2 if keys.dtype == torch.float32 else TILE
     with torch.cuda.device(keys.device) if keys.is_cuda else nullcontext():
         attend_kernel[(batch * kv_heads, splits)](
             inputs,
@@ -269,7 +272,7 @@ def attend_step(
             SPLITS=splits,
             MERGED=shared,
             AT_ONCE=min(splits, max(MERGE_ENTRIES // (shared * width_held), 1)),
-            STAGES=2,
+            STAGES=STAGES,
             EPS=0.0 if norms is None else norms.query.eps,
             SCALE=width**-0.5,
             num_warps=4,

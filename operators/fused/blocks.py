@@ -61,18 +61,21 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     if batch == 1:
         columns = next((k for k in (1024, 512) if width % k == 0), min(power_of_2(width), 1024))
         share = 4 if epilogue == "swiglu" or rows < 16 * PROCESSORS else 8
-        return Blocks(1, share, columns, warps=8 if columns == 1024 else 4)
+        # a kernel that moves little stands before: its time is for the weights after it
+        ahead = min(power_of_2(width - columns), 2048) if epilogue == "residual" else 0
+        return Blocks(1, share, columns, 8 if columns == 1024 else 4, ahead=ahead)
     m = min(max(LEAST_ROWS, power_of_2(batch)), MOST_ROWS)
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
     columns = min(max(16, power_of_2(width)), 128)
     share = 32 if rows >= 32 * PROCESSORS else 16
-    return Blocks(m, share, columns, warps=4 if share == 32 else 2, stages=4, ahead=512)
+    warps = max(m // 8, 4 if share == 32 else 2)
+    return Blocks(m, share, columns, warps, stages=4, ahead=512)
 
 
 def power_of_2(size: int) -> int:
-    """The least power of two that is not below `size`."""
-    return 1 << (size - 1).bit_length()
+    """The least power of two that is not below `size`; 0 where that is not positive."""
+    return 1 << (size - 1).bit_length() if size > 0 else 0
 
 
 @lru_cache(maxsize=4)

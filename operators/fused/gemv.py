@@ -110,7 +110,8 @@ def vector_kernel(
     AHEAD: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """One row: the first tile of the weights is on its way before the input is there."""
+    """One row: the first tile of the weights is on its way before the input is there, and AHEAD
+    columns after it to the L2."""
     pid = tl.program_id(0)
     weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
     kind = weight.dtype.element_ty
@@ -123,6 +124,10 @@ def vector_kernel(
     offsets = begin.to(tl.int64) * K + (lanes[:, None] * K + k[None, :])
     wait_if_alone(early, DEPENDENT)
     tile = weight_tile(weight + offsets, n_ok, k, K, EVEN)
+    if DEPENDENT and AHEAD > 0:
+        inside = tl.minimum(lanes, size - 1 - begin)[:, None] * K
+        lines = (BLOCK_K + tl.arange(0, AHEAD // LINE) * LINE) % K
+        prefetch(weight + begin.to(tl.int64) * K + inside + lines[None, :])
     if EPILOGUE == "swiglu":
         up_tile = weight_tile(weights[1] + offsets, n_ok, k, K, EVEN)
         up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
