@@ -102,7 +102,7 @@ def _merge(
     tl.store(out, (result / total[:, None]).to(out.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["early"])
+@triton.jit(do_not_specialize=["early", "slots", "length"])
 def attend_kernel(
     inputs,
     q_norm,
@@ -118,9 +118,9 @@ def attend_kernel(
     arrived,
     out,
     early,
+    slots,
+    length,
     STRIDE: tl.constexpr,
-    SLOTS: tl.constexpr,
-    LENGTH: tl.constexpr,
     N: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -144,20 +144,21 @@ def attend_kernel(
     wait_if_alone(early, DEPENDENT)
     at = tl.load(position + row)
     takes_part = tl.load(active + row).to(tl.int1)
-    slot = (at % SLOTS).to(tl.int32)
-    count = tl.minimum(at + 1, SLOTS).to(tl.int32)
+    at = at.to(tl.int32)
+    slot = at % slots
+    count = tl.minimum(at + 1, slots)
     share = tl.cdiv(tl.cdiv(count, BLOCK_S), SPLITS) * BLOCK_S
     end = tl.minimum((split + 1) * share, count)
     s = tl.arange(0, BLOCK_S)
-    cache = (row.to(tl.int64) * SLOTS * G + group) * D
-    table = tl.minimum(at, LENGTH - 1) * (D // 2)
+    cache = (row.to(tl.int64) * slots * G + group) * D
+    table = tl.minimum(at, length - 1) * (D // 2)
     if DEPENDENT:
         prefetch(cos + table + d % (D // 2))
         prefetch(sin + table + d % (D // 2))
         if q_norm is not None:
             prefetch(q_norm + d % D)
             prefetch(k_norm + d % D)
-        lines = tl.minimum(split * share + s, SLOTS - 1)[:, None].to(tl.int64) * (G * D)
+        lines = tl.minimum(split * share + s, slots - 1)[:, None].to(tl.int64) * (G * D)
         lines += cache + (tl.arange(0, BLOCK_D // 16) * 16 % D)[None, :]
         prefetch(keys + lines)
         prefetch(values + lines)
@@ -260,9 +261,9 @@ def attend_step(
             arrived,
             out,
             early(),
+            slots,
+            len(cos),
             STRIDE=inputs.stride(0),
-            SLOTS=slots,
-            LENGTH=len(cos),
             N=num_heads,
             G=kv_heads,
             D=width,

@@ -60,7 +60,7 @@ def _gates(up, bias, r, k, k_ok, R: tl.constexpr, BLOCK_R: tl.constexpr, NORMALI
     return tl.exp(-softplus(-logit) / NORMALIZER)
 
 
-@triton.jit(do_not_specialize=["early"])
+@triton.jit(do_not_specialize=["early", "length"])
 def linear_kernel(
     inputs,
     log_decay,
@@ -74,9 +74,9 @@ def linear_kernel(
     active,
     out,
     early,
+    length,
     STRIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
-    LENGTH: tl.constexpr,
     R: tl.constexpr,
     BLOCK_R: tl.constexpr,
     NORMALIZER: tl.constexpr,
@@ -112,7 +112,7 @@ def linear_kernel(
     query = tl.load(q_at + k, mask=k_ok, other=0.0).to(tl.float32)
     key = tl.load(k_at + k, mask=k_ok, other=0.0).to(tl.float32)
     if cos is not None:
-        table = tl.minimum(tl.load(position + row), LENGTH - 1) * (K // 2)
+        table = tl.minimum(tl.load(position + row).to(tl.int32), length - 1) * (K // 2)
         pair = partner(k, K)
         other = tl.load(q_at + pair, mask=k_ok, other=0.0).to(tl.float32)
         query = rotated(query, other, cos + table, sin + table, k, K, kind)
@@ -163,9 +163,9 @@ def linear_step(
             active,
             out,
             early(),
+            len(fixed.cos) if fixed else 0,
             STRIDE=inputs.stride(0),
             COLUMNS=columns,
-            LENGTH=len(fixed.cos) if fixed else 0,
             R=rank,
             BLOCK_R=power_of_2(rank) if gates else 0,
             NORMALIZER=gates.normalizer if gates else 1.0,
