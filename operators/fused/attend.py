@@ -142,8 +142,8 @@ def attend_kernel(
     d = tl.arange(0, BLOCK_D)[None, :]
     lanes = tl.arange(0, BLOCK_N)[:, None]
     wait_if_alone(early, DEPENDENT)
-    at = tl.load(position + row)
-    takes_part = tl.load(active + row).to(tl.int1)
+    at = tl.load(position + row, cache_modifier=".cg")
+    takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     at = at.to(tl.int32)
     slot = at % slots
     count = tl.minimum(at + 1, slots)

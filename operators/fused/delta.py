@@ -65,8 +65,9 @@ def delta_kernel(
     out += pid.to(tl.int64) * V
     wait_if_alone(early, DEPENDENT)
     if TILES == 1:
-        first = tl.load(tile, mask=k_ok[:, None] & (v < V)[None, :], other=0.0)
-    takes_part = tl.load(active + row).to(tl.int1)
+        mask = k_ok[:, None] & (v < V)[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
+    takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
     shared = k + (head // GROUP) * K

@@ -1,8 +1,8 @@
 """What all kernels of the fused step share: programmatic dependent launch, and small formulas.
 
 Dependent launch lets a kernel start while the one before it in the stream still runs. Each of
-our kernels therefore keeps to one order: (1) fetch what no kernel of the last two launches
-wrote, that is weights and what it keeps itself from one decode step to the next; (2) `wait`,
+our kernels therefore keeps to one order: (1) fetch what the kernel right before it does not
+write, that is weights and what it keeps itself from one decode step to the next; (2) `wait`,
 which returns when the kernels before are complete and their writes visible; (3) let the next
 one start; (4) read inputs, compute, and only now write. Why this is safe:
 
@@ -12,6 +12,9 @@ one start; (4) read inputs, compute, and only now write. Why this is safe:
   its last but one predecessor is complete, so that (1) may read what those wrote;
 - nothing is written before the wait: memory that the allocator hands from one step of the chain
   to a later one is not overwritten while somebody still reads it.
+
+What (1) reads and a kernel of an earlier step wrote is loaded past the L1 (`.cg`): nobody promises
+that a kernel which starts early finds its multiprocessor's L1 empty.
 
 A kernel that is no graph's (`early` is 0) waits before (1): the kernel before it may be anything,
 one that has just written the weights, for example. In a graph the first kernel is in order with

@@ -75,17 +75,18 @@ def window(state, weight, bias, m, n, ok, channels, TAPS: tl.constexpr):
     none = tl.zeros([1, 1], tl.float32)
     x3, x2, x1, w3, w2, w1 = none, none, none, none, none, none
     if TAPS > 3:
-        x3 = tl.load(inputs + (TAPS - 4), mask=ok, other=0.0).to(tl.float32)
+        x3 = tl.load(inputs + (TAPS - 4), mask=ok, other=0.0, cache_modifier=".cg")
         w3 = tl.load(weights + (TAPS - 4), mask=ok, other=0.0).to(tl.float32)
     if TAPS > 2:
-        x2 = tl.load(inputs + (TAPS - 3), mask=ok, other=0.0).to(tl.float32)
+        x2 = tl.load(inputs + (TAPS - 3), mask=ok, other=0.0, cache_modifier=".cg")
         w2 = tl.load(weights + (TAPS - 3), mask=ok, other=0.0).to(tl.float32)
     if TAPS > 1:
-        x1 = tl.load(inputs + (TAPS - 2), mask=ok, other=0.0).to(tl.float32)
+        x1 = tl.load(inputs + (TAPS - 2), mask=ok, other=0.0, cache_modifier=".cg")
         w1 = tl.load(weights + (TAPS - 2), mask=ok, other=0.0).to(tl.float32)
     w0 = tl.load(weights + (TAPS - 1), mask=ok, other=0.0).to(tl.float32)
     if bias is not None:
         none = tl.load(bias + n[None, :], mask=ok, other=0.0).to(tl.float32)
+    x3, x2, x1 = x3.to(tl.float32), x2.to(tl.float32), x1.to(tl.float32)
     return x3, x2, x1, w3, w2, w1, w0, none
 
 

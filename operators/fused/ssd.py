@@ -58,8 +58,8 @@ def ssd_kernel(
     mask = p_ok[:, None] & k_ok[None, :]
     tile = state + pid.to(tl.int64) * (P * K) + p[:, None] * K + k[None, :]
     wait_if_alone(early, DEPENDENT)
-    s = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
-    takes_part = tl.load(active + row).to(tl.int1)
+    s = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg").to(tl.float32)
+    takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     rate = -tl.exp(tl.load(a_log + head).to(tl.float32))
     bias = tl.load(dt_bias + head).to(tl.float32)
     kept = tl.load(skip + head).to(tl.float32)
