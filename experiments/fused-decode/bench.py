@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from candidates import candidates
 
+from archsearch import cudagraph
 from archsearch import timing
 from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.whole import decode_call
@@ -45,6 +46,7 @@ from archsearch.space import count
 from archsearch.space import load
 
 MODELS = ("nemotron-flash-1b", "nemotron-flash-3b", "qwen3-0.6b")
+WARMUP, REPLAYS = 2, 20
 BUDGET_S = 0.4
 TUNING_BUDGET_S = 0.12
 # products of a smaller share of all weights are left as they are
@@ -126,9 +128,27 @@ def compare(model: HybridLM, shape: Shape, *, plain: bool) -> Iterator[tuple[str
     if plain:
         yield "plain", measured(model, shape)
     with fused():
+        check_replays(model, shape)
         with independent():
             yield "independent", measured(model, shape)
         yield "fused", measured(model, shape)
+
+
+def check_replays(model: HybridLM, shape: Shape) -> None:
+    """Raise ValueError where steps launched one by one and replays of a graph, from one state,
+    end in other logits: every kernel adds up in one order, so that only a race can do that."""
+    call, replayed = decode_call(model, shape), decode_call(model, shape)
+    kept: list[torch.Tensor] = []
+    recording = cudagraph.record(lambda: kept.append(replayed()), warmup=WARMUP)
+    for _ in range(REPLAYS):
+        recording.replay()
+    for _ in range(WARMUP + REPLAYS - 1):
+        call()
+    single, last = call(), kept[-1]
+    if not torch.equal(single, last):
+        error = float((last - single).norm() / single.norm())
+        raise ValueError(f"replays differ from single steps by {error:.1e}: a race?")
+    print(f"{REPLAYS} replays equal single steps")
 
 
 def measured(model: HybridLM, shape: Shape, budget_s: float = BUDGET_S) -> dict[str, Any]:
