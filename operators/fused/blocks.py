@@ -67,10 +67,16 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     m = min(max(LEAST_ROWS, power_of_2(batch)), MOST_ROWS)
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
+    if rows < 32 * PROCESSORS:
+        # few programs: each has to have much on its way
+        columns = min(max(16, power_of_2(width)), 256 if m == 32 else 128)
+        stages, ahead = 4 if columns == 256 else 6, min(power_of_2(width), 4096)
+        return Blocks(m, 16, columns, max(m // 8, 2), stages, ahead)
     columns = min(max(16, power_of_2(width)), 128)
-    share = 32 if rows >= 32 * PROCESSORS else 16
-    warps = max(m // 8, 4 if share == 32 else 2)
-    return Blocks(m, share, columns, warps, stages=4, ahead=512)
+    if rows < 256 * PROCESSORS:
+        return Blocks(m, 32, columns, max(m // 8, 4), stages=4, ahead=512)
+    # many rows: what is read of the inputs shall be less than what is read of the weights
+    return Blocks(m, 64, columns, max(m // 8, 4), stages=3, ahead=512)
 
 
 def power_of_2(size: int) -> int:
