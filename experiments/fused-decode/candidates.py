@@ -46,6 +46,14 @@ SEVERAL = (
     (64, 64, 4, 4, 512),
     (128, 64, 4, 4, 512),
 )
+# (rows, columns, warps, stages, columns ahead, shares) for several that are added to the stream
+SPLIT = (
+    (32, 128, 4, 4, 512, 2),
+    (64, 128, 4, 3, 512, 2),
+    (64, 128, 4, 3, 512, 4),
+    (64, 64, 4, 4, 0, 4),
+    (128, 64, 4, 4, 512, 8),
+)
 MOST_SHARED = 200 * 1024
 
 
@@ -67,8 +75,8 @@ def candidates(
     else:
         pairs = 2 if epilogue == "swiglu" else 1
         tried = (
-            Blocks(usual.m, n, k, warps, stages, ahead)
-            for n, k, warps, stages, ahead in SEVERAL
-            if k <= widest and 2 * (pairs * n + usual.m) * k * stages <= MOST_SHARED
+            Blocks(usual.m, n, k, *more)
+            for n, k, *more in SEVERAL + (SPLIT if epilogue == "residual" else ())
+            if k <= widest and 2 * (pairs * n + usual.m) * k * more[1] <= MOST_SHARED
         )
     yield from dict.fromkeys(one for one in tried if one != usual)

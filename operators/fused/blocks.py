@@ -27,7 +27,8 @@ PROCESSORS = 132
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """A program's share: m rows of the batch, n of the weights, k columns at a time; with how
-    many warps, stages of loads, and columns fetched ahead."""
+    many warps, stages of loads, and columns fetched ahead. The columns of a "residual" product
+    of several rows may be split over programs, whose parts a kernel more adds up."""
 
     m: int
     n: int
@@ -35,6 +36,7 @@ class Blocks:
     warps: int
     stages: int = 1
     ahead: int = 0
+    splits: int = 1
 
 
 # settings by key ("*": of every product) that go before all others, for tuning and tests

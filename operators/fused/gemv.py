@@ -108,6 +108,7 @@ def vector_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
+    SPLITS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """One row: the first tile of the weights is on its way before the input is there, and AHEAD
@@ -227,10 +228,13 @@ def matrix_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     AHEAD: tl.constexpr,
+    SPLITS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
     """Rows in tiles of BLOCK_M; AHEAD columns of the weights go to the L2 before the input is
-    there. `gate` is none: who has several rows norms heads where they are made."""
+    there. `gate` is none: who has several rows norms heads where they are made. A program whose
+    columns are one of SPLITS shares leaves its part of the sums (and of the squares, behind them)
+    in `out` for `gather_kernel`."""
     pid = tl.program_id(0)
     weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
     kind = weight.dtype.element_ty
@@ -244,9 +248,11 @@ def matrix_kernel(
     weight += begin.to(tl.int64) * K
     offsets = lanes[:, None] * K + k[None, :]
     wait_if_alone(early, DEPENDENT)
+    SHARE: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
+    start = tl.program_id(2) * SHARE
     if DEPENDENT and AHEAD > 0:
         inside = tl.minimum(lanes, size - 1 - begin)[:, None] * K
-        lines = inside + (tl.arange(0, AHEAD // LINE) * LINE % K)[None, :]
+        lines = inside + ((start + tl.arange(0, AHEAD // LINE) * LINE) % K)[None, :]
         prefetch(weight + lines)
         if EPILOGUE == "swiglu":
             prefetch(weights[1] + begin.to(tl.int64) * K + lines)
@@ -278,7 +284,7 @@ def matrix_kernel(
     up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     squares = tl.zeros([BLOCK_M, BLOCK_K], tl.float32)
     inputs = x + m[:, None] * X_STRIDE + k[None, :]
-    for at in tl.range(0, K, BLOCK_K):
+    for at in tl.range(start, tl.minimum(start + SHARE, K), BLOCK_K):
         mask = m_ok[:, None] if EVEN else m_ok[:, None] & (at + k < K)[None, :]
         value = tl.load(inputs + at, mask=mask, other=0.0)
         if W == K:
@@ -295,13 +301,57 @@ def matrix_kernel(
             tile = weights[1] + begin.to(tl.int64) * K + offsets + at
             tile = weight_tile(tile, n_ok, at + k, K, EVEN)
             up = tl.dot(value, tl.trans(tile), up, input_precision="ieee")
-    y = acc
-    if W == K and not SCALE_FIRST:
-        scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / K + EPS)
-        y, up = y * scale[:, None], up * scale[:, None]
-    if CONVS > 0:
-        x3, x2, x1, w3, w2, w1, w0, b0 = window(past, taps, conv_bias, m, n, in_conv, size, TAPS)
-        y = rounded(y, kind)
-        shift(past, y, x2, x1, m, n, in_conv & takes_part[:, None], size, TAPS)
-        y = tl.where(in_conv, silu(x3 * w3 + x2 * w2 + x1 * w1 + y * w0 + b0), y)
-    finish(y, up, other, takes_part, out, m, n, ok, column, OUT_STRIDE, EPILOGUE)
+    if SPLITS > 1:
+        part = out + tl.program_id(2).to(tl.int64) * batch * (OUT_STRIDE + 1)
+        places = m[:, None].to(tl.int64) * OUT_STRIDE + n[None, :]
+        tl.store(part + places, acc, mask=ok)
+        # all programs of these rows and columns have the same
+        tl.store(part + batch * OUT_STRIDE + m, tl.sum(squares, 1), mask=m_ok)
+    else:
+        y = acc
+        if W == K and not SCALE_FIRST:
+            scale = 1.0 / tl.sqrt(tl.sum(squares, 1) / K + EPS)
+            y, up = y * scale[:, None], up * scale[:, None]
+        if CONVS > 0:
+            x3, x2, x1, w3, w2, w1, w0, b0 = window(
+                past, taps, conv_bias, m, n, in_conv, size, TAPS
+            )
+            y = rounded(y, kind)
+            shift(past, y, x2, x1, m, n, in_conv & takes_part[:, None], size, TAPS)
+            y = tl.where(in_conv, silu(x3 * w3 + x2 * w2 + x1 * w1 + y * w0 + b0), y)
+        finish(y, up, other, takes_part, out, m, n, ok, column, OUT_STRIDE, EPILOGUE)
+
+
+@triton.jit
+def gather_kernel(
+    parts,
+    h,
+    active,
+    out,
+    batch,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SCALED: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Add what SPLITS shares of a product left in parts[SPLITS, B*N + B] to one row of h[B,N]."""
+    row = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ok = n < N
+    kind = out.dtype.element_ty
+    wait(DEPENDENT)
+    y = tl.zeros([BLOCK_N], tl.float32)
+    square = 0.0
+    for split in tl.static_range(SPLITS):
+        part = parts + split * batch.to(tl.int64) * (N + 1)
+        y += tl.load(part + row.to(tl.int64) * N + n, mask=ok, other=0.0)
+        square += tl.load(part + batch.to(tl.int64) * N + row)
+    if SCALED:
+        y = y * (1.0 / tl.sqrt(square / K + EPS))
+    here = row.to(tl.int64) * N + n
+    other = tl.load(h + here, mask=ok, other=0.0).to(tl.float32)
+    y = tl.where(tl.load(active + row).to(tl.int1), other + rounded(y, kind), other)
+    tl.store(out + here, y.to(kind), mask=ok)

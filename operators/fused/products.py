@@ -23,12 +23,15 @@ from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.gemv import LINE
+from archsearch.operators.fused.gemv import gather_kernel
 from archsearch.operators.fused.gemv import matrix_kernel
 from archsearch.operators.fused.gemv import vector_kernel
 from archsearch.operators.fused.heads import Cut
 
 # inputs of a convolution that the kernels hold
 MOST_TAPS = 4
+# columns that a program adds up the parts of
+GATHERED = 512
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,12 @@ def _launch(
     biases = given.get("biases")
     grid, layout = _layout(batch, [sizes[0]] if paired else sizes, width, blocks)
     kernel = vector_kernel if batch == 1 else matrix_kernel
+    splits = blocks.splits if batch > 1 and epilogue == "residual" else 1
+    parts = (
+        x.new_empty(splits, batch * (sizes[0] + 1), dtype=torch.float32) if splits > 1 else None
+    )
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        kernel[grid](
+        kernel[(*grid, splits)](
             x,
             None if norm is None else norm.weight,
             given.get("gate"),
@@ -146,7 +153,7 @@ def _launch(
             given.get("h"),
             given.get("active"),
             given.get("inverse"),
-            out,
+            out if parts is None else parts,
             early(),
             batch,
             K=width,
@@ -162,10 +169,37 @@ def _launch(
             BLOCK_N=blocks.n,
             BLOCK_K=blocks.k,
             AHEAD=blocks.ahead,
+            SPLITS=splits,
             num_warps=blocks.warps,
             num_stages=blocks.stages,
             **launch_options(),
         )
+        if parts is not None:
+            _gather(parts, given["h"], given["active"], out, width, norm)
+
+
+def _gather(
+    parts: Tensor, h: Tensor, active: Tensor, out: Tensor, width: int, norm: Norm | None
+) -> None:
+    """Write h plus the sums of a split product's `parts` to `out`[B,H]."""
+    batch, size = h.shape
+    # fp16 inputs are scaled before they are multiplied
+    scaled = norm is not None and h.dtype != torch.float16
+    gather_kernel[(batch, -(-size // GATHERED))](
+        parts,
+        h,
+        active,
+        out,
+        batch,
+        N=size,
+        K=width,
+        SPLITS=len(parts),
+        SCALED=scaled,
+        EPS=0.0 if norm is None else norm.eps,
+        BLOCK_N=GATHERED,
+        num_warps=4,
+        **launch_options(),
+    )
 
 
 def _layout(

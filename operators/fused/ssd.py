@@ -76,7 +76,7 @@ def ssd_kernel(
     y = rounded(tl.sum(s * c[None, :], 1), kind)
     y = rounded(y + x * kept, kind) * silu(z)
     tl.store(tile, s.to(state.dtype.element_ty), mask=mask & takes_part)
-    tl.store(out + pid.to(tl.int64) * P + p, y, mask=p_ok)
+    tl.store(out + pid.to(tl.int64) * P + p, y.to(out.dtype.element_ty), mask=p_ok)
 
 
 def ssd_step(
@@ -88,16 +88,18 @@ def ssd_step(
     heads: tuple[Tensor, Tensor, Tensor],
     num_groups: int,
 ) -> Tensor:
-    """fp32 output [B,N*P] of one token, times silu(z); state[B,N,P,K] moves on in the `active`[B]
-    rows. Of inputs[B,*], x, B, C, z and the raw time steps begin at `columns`; heads = (A_log,
-    dt_bias, D), [N] each."""
+    """Output [B,N*P] of one token, times silu(z) (for one row in fp32); state[B,N,P,K] moves on in
+    the `active`[B] rows. Of inputs[B,*], x, B, C, z and the raw time steps begin at `columns`;
+    heads = (A_log, dt_bias, D), [N] each."""
     batch, count, width, entries = state.shape
     rows, columns_held = power_of_2(width), power_of_2(entries)
     while rows > LEAST_ROWS and (
         rows * columns_held > ENTRIES or batch * count * (width // rows) < PROCESSORS
     ):
         rows //= 2
-    out = inputs.new_empty(batch, count * width, dtype=torch.float32)
+    # several rows are read by many programs of the product after this
+    kind = torch.float32 if batch == 1 else inputs.dtype
+    out = inputs.new_empty(batch, count * width, dtype=kind)
     with torch.cuda.device(state.device) if state.is_cuda else nullcontext():
         ssd_kernel[(batch * count, -(-width // rows))](
             inputs,

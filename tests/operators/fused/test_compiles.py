@@ -67,6 +67,7 @@ def compile_all() -> None:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
+    from archsearch.operators.fused import blocks
     from archsearch.operators.fused import device
 
     driver.set_active(Hopper())
@@ -79,15 +80,21 @@ def compile_all() -> None:
         return kernels[-1]
 
     JITFunction.run = compile_only
-    for name in table.STEPS:
-        for batch in (1, 32):
-            kernels.clear()
-            step(name, batch)
-            assert len(kernels) == LAUNCHES.get(name, 3), f"{name}: {len(kernels)} launches"
-            for kernel in kernels:
-                check(kernel.asm["ptx"], f"{name}, {batch} rows, {kernel.metadata.name}")
-                assert kernel.metadata.shared <= MOST_SHARED
-                assert kernel.metadata.launch_pdl
+    split = {"*": blocks.Blocks(32, 32, 64, 4, splits=4)}
+    for name, batch, setting in (
+        *((name, batch, None) for name in table.STEPS for batch in (1, 32)),
+        ("mamba2", 32, split),
+    ):
+        kernels.clear()
+        token = blocks.forced.set(setting)
+        step(name, batch)
+        blocks.forced.reset(token)
+        launches = LAUNCHES.get(name, 3) + (setting is not None)
+        assert len(kernels) == launches, f"{name}: {len(kernels)} launches"
+        for kernel in kernels:
+            check(kernel.asm["ptx"], f"{name}, {batch} rows, {kernel.metadata.name}")
+            assert kernel.metadata.shared <= MOST_SHARED
+            assert kernel.metadata.launch_pdl
 
 
 def step(name: str, batch: int) -> None:

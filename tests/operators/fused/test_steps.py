@@ -47,8 +47,8 @@ class Case:
     batches: tuple[int, ...] = (1, 3)
     past: int = 0
     room: int = 16
-    # as `TILE`, where it is to be another one
-    tile: tuple[int, int] | None = None
+    # as `TILE`, where it is to be another one; then into how many shares columns may be split
+    tile: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{k}={v}" for k, v in self.options.items())])
@@ -58,7 +58,7 @@ ODD = {"num_heads": 3, "head_dim": 12, "v_head_dim": 20}
 CASES = (
     Case("ffn", batches=(1, 17)),
     Case("ffn", 72, {"activation": "relu2", "intermediate_size": 100}),
-    Case("ffn", 80, {"intermediate_size": 72}, tile=(32, 32)),
+    Case("ffn", 80, {"intermediate_size": 72}, tile=(32, 32, 2)),
     Case("deltanet", 64, {"head_dim": 32}, batches=(1, 17)),
     Case("deltanet", 48, {**ODD, "conv_size": 2}),
     Case("deltanet", 64, {"num_heads": 3, "head_dim": 16, "v_head_dim": 64, "conv_size": 1}),
@@ -68,7 +68,7 @@ CASES = (
     Case("gated_deltanet", 64, {"num_heads": 1, "head_dim": 16, "use_gate": False}),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
-    Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 64)),
+    Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
     Case("attention", 64, {"head_dim": 16, "num_heads": 4, "num_kv_heads": 2}),
     Case("attention", 64, {"head_dim": 16, "num_heads": 6, "num_kv_heads": 1}, (1, 3), 130, 140),
     Case("attention", 36, {"head_dim": 12, "qkv_bias": True, "qk_norm": True}, (3,), 290, 300),
@@ -241,15 +241,15 @@ def drawn(size: tuple[int, ...], seed: int) -> Tensor:
 
 
 @contextmanager
-def tiles(batch: int, tile: tuple[int, int] | None, device: str) -> Iterator[None]:
+def tiles(batch: int, tile: tuple[int, ...] | None, device: str) -> Iterator[None]:
     """Programs of a given tile; on a GPU, of the one by rule where none is given."""
     from archsearch.operators.fused import blocks
 
     if tile is None and device != "cpu":
         yield
         return
-    rows, columns = tile or TILE
-    one = blocks.Blocks(1 if batch == 1 else 32, rows, columns, 4)
+    rows, columns, *splits = tile or TILE
+    one = blocks.Blocks(1 if batch == 1 else 32, rows, columns, 4, splits=sum(splits) or 1)
     token = blocks.forced.set({"*": one})
     yield
     blocks.forced.reset(token)
