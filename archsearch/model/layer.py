@@ -29,7 +29,7 @@ class Layer(nn.Module):
 
     def step(self, h: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """Residual stream h[B,H] in and out: decode of one token per active row."""
-        run = find_step(self.mixer, h)
+        run = find_step(self.mixer, self.norm, h)
         if run is None:
             return self.mixer.step(h, state, position, active, self.norm)
         return run(self.mixer, self.norm, h.contiguous(), state, position, active)

@@ -31,8 +31,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Step = Callable[[Mixer, RMSNorm, Tensor, State, Tensor, Tensor], Tensor]
 
 
-def find_step(mixer: Mixer, h: Tensor) -> Step | None:
-    """The fused step of a layer for h[B,H]; None where another backend serves it.
+def find_step(mixer: Mixer, norm: RMSNorm, h: Tensor) -> Step | None:
+    """The fused step of a layer, with its pre-norm, for h[B,H]; None where another backend serves
+    it.
 
     Raises ValueError where the fused step is forced and cannot serve the layer.
     """
@@ -44,6 +45,8 @@ def find_step(mixer: Mixer, h: Tensor) -> Step | None:
     def refusal(backend: str, request: Request) -> str:
         if backend == "triton" and torch.is_grad_enabled():
             return "it computes no gradients"
+        if backend == "triton" and not _is_plain(norm):
+            return "its pre-norm is not a plain one"
         return refuses_step(mixer, backend, request)
 
     if choose(decode_backends(name, mixer.backends), request, refusal) != "triton":
