@@ -1,4 +1,5 @@
-"""Record calls in a CUDA graph, leaving CUDA as it was when a call cannot be recorded."""
+"""Record calls in a CUDA graph that replays as fast as it can, leaving CUDA as it was when a call
+cannot be recorded."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ import ctypes
 import warnings
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -17,11 +21,14 @@ if TYPE_CHECKING:
 
 # cudaGraphNodeTypeKernel
 _KERNEL_NODE = 0
+# the first compute capability with programmatic dependent launch
+DEPENDENT_LAUNCH = (9, 0)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A graph that is ready to replay, and its kernels (None where they were not counted)."""
+    """A graph that is ready to replay, and the kernels of its calls (None where they were not
+    counted)."""
 
     graph: torch.cuda.CUDAGraph
     kernels: int | None
@@ -32,17 +39,26 @@ class Recording:
 
 
 def record(
-    fn: Callable[[], object], *, device: str = "cuda", warmup: int = 2, times: int = 1
+    fn: Callable[[], object],
+    *,
+    device: str = "cuda",
+    warmup: int = 2,
+    times: int = 1,
+    fast_end: bool = True,
 ) -> Recording:
     """Call `fn()` `warmup` times, then record `times` calls in one graph.
 
-    Raises whatever `fn` raises; from its second call on that includes a RuntimeError where it
-    makes the host wait for the device, which no graph can hold.
+    With `fast_end`, and where the GPU can, the graph ends in an empty kernel in dependent
+    launch, which lets all others follow each other faster: see `archsearch.dependent_launch`.
+    Raises whatever
+    `fn` raises; from its second call on that includes a RuntimeError where it makes the host
+    wait for the device, which no graph can hold.
     """
     import torch
 
     index = torch.device(device).index
     index = torch.cuda.current_device() if index is None else index
+    end = _end_kernel(index) if fast_end else None
     stream = _side_stream(index)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -51,13 +67,15 @@ def record(
         with no_host_wait():
             for _ in range(warmup - 1):
                 fn()
+        if end is not None:
+            end()
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.stream(stream):
-        _capture(graph, fn, times, index)
+        _capture(graph, [fn] * times + ([end] if end else []), index)
     kernels = _count_kernels(graph.raw_cuda_graph())
     graph.instantiate()
-    return Recording(graph, kernels)
+    return Recording(graph, kernels and kernels - (end is not None))
 
 
 @contextlib.contextmanager
@@ -83,15 +101,15 @@ def _set_sync_debug_mode(mode: int | str) -> None:
 
 
 def _capture(
-    graph: torch.cuda.CUDAGraph, fn: Callable[[], object], times: int, device_index: int
+    graph: torch.cuda.CUDAGraph, calls: Sequence[Callable[[], object]], device_index: int
 ) -> None:
     import torch
 
     pool: Any = torch.cuda.graph_pool_handle()
     try:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        for _ in range(times):
-            fn()
+        for call in calls:
+            call()
     except BaseException:
         with contextlib.suppress(RuntimeError):
             _end_capture(graph, pool, device_index)
@@ -124,6 +142,20 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: Any, device_index: int) -> None:
 
 # torch may still ask these which allocations were theirs: they must outlive their capture
 _broken: list[Any] = []
+
+
+@lru_cache(maxsize=8)
+def _end_kernel(device_index: int) -> Callable[[], object] | None:
+    """The launch that ends a graph, where the GPU and the software have it."""
+    import torch
+
+    if torch.cuda.get_device_capability(device_index) < DEPENDENT_LAUNCH:
+        return None
+    if torch.version.cuda is None or find_spec("triton") is None:
+        return None
+    launches = import_module("archsearch.dependent_launch")
+    end: Callable[[], object] = launches.end_kernel(device_index)
+    return end
 
 
 @lru_cache(maxsize=8)

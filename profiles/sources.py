@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from functools import lru_cache
@@ -18,8 +19,11 @@ PACKAGE = Path(__file__).parent.parent
 # what a config or a cost says does not change how fast the module runs, and which backend ran
 # is a column of its own
 IRRELEVANT = ("base", "backends", "config", "cost")
-# the parts of a model that are no operators
-PARTS = {"embedding": "model.lm", "head": "model.head"}
+# the parts of a model that are no operators: a file, and the functions of it that their rows time
+PARTS = {
+    "embedding": ("model.lm", ("step", "_prefill_fresh", "_led")),
+    "head": ("model.head", ("forward", "inverse_norms")),
+}
 
 
 def source_hashes(operators: Iterable[str]) -> dict[str, str]:
@@ -46,12 +50,12 @@ def stale_reasons(rows: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     return [
         f"other sources of {operator}"
         if changed[source_name(operator, backend)]
-        else _package_change(backend, packages.get(session, {}))
+        else package_change(backend, packages.get(session, {}))
         for operator, backend, session in keys
     ]
 
 
-def _package_change(backend: str, packages: Mapping[str, Mapping[str, str]]) -> str:
+def package_change(backend: str, packages: Mapping[str, Mapping[str, str]]) -> str:
     """What has changed about the packages behind a backend such as "fla+causal_conv1d"."""
     for name in backend.split("+"):
         for package, version in packages.get(name, {}).items():
@@ -74,15 +78,14 @@ def installed_version(package: str) -> str:
 def _source_hash(name: str) -> str:
     operator = name.removesuffix(".step")
     kind = "module" if operator == name else "step"
-    start = PARTS.get(name, f"operators.{operator}.{kind}")
+    start, functions = PARTS.get(name, (f"operators.{operator}.{kind}", ()))
     if not operator.isidentifier() or not _file(start).exists():
         return ""
-    # the model's own loop reaches everything: its one file is enough
-    modules = {start} if name in PARTS else _closure(start)
     digest = hashlib.sha256()
-    for module in sorted(modules):
+    # the model's own loop reaches everything: what is timed of it is enough
+    for module in [start] if functions else sorted(_closure(start)):
         digest.update(module.encode())
-        digest.update(_code(_file(module).read_text(encoding="utf-8")).encode())
+        digest.update(_code(_file(module).read_text(encoding="utf-8"), functions).encode())
     return digest.hexdigest()[:16]
 
 
@@ -111,16 +114,28 @@ def _imports(path: Path) -> list[str]:
     return found
 
 
-def _code(text: str) -> str:
-    """A source without what cannot change its speed: docstrings, comment lines, empty lines."""
+def _code(text: str, functions: Collection[str] = ()) -> str:
+    """A source, or these functions of it, without what cannot change its speed: docstrings,
+    comment lines, empty lines."""
     skipped: set[int] = set()
+    wanted: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            skipped.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
-    lines = [line.rstrip() for n, line in enumerate(text.splitlines(), 1) if n not in skipped]
-    return "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+            skipped.update(_lines(first))
+        if isinstance(node, ast.FunctionDef) and node.name in functions:
+            wanted.update(_lines(node))
+    kept = [
+        line.rstrip()
+        for number, line in enumerate(text.splitlines(), 1)
+        if number not in skipped and (number in wanted or not functions)
+    ]
+    return "\n".join(line for line in kept if line and not line.lstrip().startswith("#"))
+
+
+def _lines(node: ast.stmt) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def _file(module: str) -> Path:

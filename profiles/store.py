@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterator
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
@@ -18,6 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from archsearch.files import write_atomic
+from archsearch.files import write_text
 from archsearch.names import suggestion
 from archsearch.profiles.schema import KEY
 from archsearch.profiles.schema import checked
@@ -139,12 +140,12 @@ def save_table(table: Table, folder: Path) -> Table:
     meta = {"format": FORMAT, **table.meta, "rows": len(rows)}
     _check_meta(meta, f"table {table.name!r}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        content = to_arrow(rows, table.name)
         # rows first: interrupted in between, new rows look stale, never stale rows new
-        with _replacing(folder / ROWS_FILE) as path:
-            pq.write_table(to_arrow(rows, table.name), path, compression="zstd")
-        with _replacing(folder / META_FILE) as path:
-            path.write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_atomic(
+            folder / ROWS_FILE, lambda path: pq.write_table(content, path, compression="zstd")
+        )
+        write_text(folder / META_FILE, json.dumps(meta, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise OSError(f"cannot write a latency table to {folder}: {error}") from error
     return replace(table, name=folder.name, rows=rows, meta=meta, path=folder)
@@ -222,14 +223,3 @@ def _tables_in(root: Path, origin: str) -> Iterator[TableInfo]:
     if root.is_dir():
         for meta in sorted(root.rglob(META_FILE)):
             yield TableInfo(meta.parent.name, origin, meta.parent)
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A temporary neighbour to write to; it takes the place of `target` at the end."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

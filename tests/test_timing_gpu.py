@@ -74,3 +74,15 @@ def test_what_cannot_be_recorded_raises_and_leaves_cuda_usable(fn: Callable[[], 
 def test_a_wait_is_told_before_the_capture() -> None:
     with pytest.raises(RuntimeError, match="synchronizing"):
         cudagraph.record(waits_at_once)
+
+
+def test_the_fast_end_changes_no_result_and_is_not_counted() -> None:
+    x = torch.zeros(1000, device="cuda")
+    found = []
+    for fast_end in (False, True):
+        x.zero_()
+        recording = cudagraph.record(lambda: x.add_(1), times=500, fast_end=fast_end)
+        for _ in range(3):
+            recording.replay()
+        found.append((x.sum().item(), recording.kernels))
+    assert found[0] == found[1] == (1502 * 1000, 500)

@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from archsearch.files import write_text
 from archsearch.latency.agreement import Comparison
 from archsearch.latency.agreement import RankOrder
 from archsearch.latency.agreement import group_errors
@@ -42,6 +43,7 @@ from archsearch.latency.measured import valid_rows
 from archsearch.latency.missing import Missing
 from archsearch.latency.missing import reasons
 from archsearch.latency.predict import predict
+from archsearch.latency.provenance import METHOD
 from archsearch.latency.provenance import backend_packages
 from archsearch.latency.provenance import git_commit
 from archsearch.latency.provenance import measured_hardware
@@ -184,9 +186,10 @@ def _measure_spec(
         "id": spec.id,
         "hardware": measured_hardware(device).slug,
         "torch": str(torch.__version__),
+        "method": METHOD,
         "git_commit": git_commit(),
         "sources": _sources(spec, {}),
-        "packages": _packages(device),
+        "packages": backend_packages() if device.startswith("cuda") else {},
     }
     model: WholeModel | None = None
     for shape in shapes:
@@ -243,13 +246,6 @@ def _check_alive(device: str, error: str) -> None:
             f"the GPU stopped working ({error}); what was measured is saved: run the command"
             " again to go on"
         )
-
-
-def _packages(device: str) -> dict[str, str]:
-    """Versions of what kernels come from."""
-    if not device.startswith("cuda"):
-        return {}
-    return {name: text for found in backend_packages().values() for name, text in found.items()}
 
 
 def _sources(spec: ArchSpec, ran: Mapping[str, str]) -> dict[str, str]:
@@ -312,12 +308,12 @@ def write_agreement(agreement: Agreement, plan: Plan, folder: Path) -> None:
         "failed": list(agreement.failed),
     }
     text = json.dumps(summary, indent=2) + "\n"
-    (folder / SUMMARY_FILE).write_text(text, encoding="utf-8")
+    write_text(folder / SUMMARY_FILE, text)
     _write_results(agreement, plan, folder)
     interpolation = summarise(agreement.left_out)
     interpolation.to_csv(folder / INTERPOLATION_FILE, index=False, float_format="%.5f")
     if plan.table.path is not None:
-        write_calibration(plan.table.path, agreement.groups, origin)
+        write_calibration(plan.table, agreement.groups, origin)
 
 
 def _write_results(agreement: Agreement, plan: Plan, folder: Path) -> None:

@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from archsearch.files import write_text
 from archsearch.operators import Phase
 from archsearch.operators import Shape
 from archsearch.profiles import Table
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,44 +63,59 @@ def group_key(phase: Phase, batch: int) -> tuple[Phase, bool]:
 def calibration_error(table: Table, shape: Shape) -> CalibrationError | None:
     """How far predictions from `table` at shapes like `shape` were from whole models; None where
     nobody compared. Raises ValueError for a damaged file."""
-    if table.path is None:
-        return None
     wanted = group_key(shape.phase, shape.batch)
-    for group in read_calibration(table.path):
+    for group in read_calibration(table):
         if group_key(group.phase, group.batches[0]) == wanted:
             return group.error
     return None
 
 
-def read_calibration(folder: Path) -> tuple[Group, ...]:
-    """The groups of the table in `folder`; none where it was never calibrated. Raises
-    ValueError for a damaged file."""
-    path = folder / CALIBRATION_FILE
+def read_calibration(table: Table) -> tuple[Group, ...]:
+    """The groups of a table; none where it, in the folder that it lies in, was never calibrated.
+    Raises ValueError for a damaged file."""
+    if table.path is None:
+        return ()
+    path = table.path / CALIBRATION_FILE
     try:
         changed = path.stat().st_mtime_ns
     except FileNotFoundError:
         return ()
-    return _read(path, changed)
+    begun, groups = _read(path, changed)
+    return groups if begun == table_begun(table) else ()
 
 
 def write_calibration(
-    folder: Path, groups: Sequence[Group], provenance: Mapping[str, Any]
+    table: Table, groups: Sequence[Group], provenance: Mapping[str, Any]
 ) -> None:
-    """Write the groups beside the table in `folder`; `provenance` says when and with what."""
-    content = {"format": FORMAT, **provenance, "groups": [asdict(group) for group in groups]}
+    """Write the groups beside the table's rows; `provenance` says when and with what. Raises
+    OSError where the folder cannot be written."""
+    assert table.path is not None, "a table that lies nowhere has no place for its calibration"
+    content = {
+        "format": FORMAT,
+        "table_begun": table_begun(table),
+        **provenance,
+        "groups": [asdict(group) for group in groups],
+    }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    (folder / CALIBRATION_FILE).write_text(text, encoding="utf-8")
+    write_text(table.path / CALIBRATION_FILE, text)
+
+
+def table_begun(table: Table) -> str:
+    """When the measurement of a table began: it stays as rows are added, and another table that
+    takes the folder has its own."""
+    return min((entry.get("measured", "") for entry in table.meta.get("sessions", [])), default="")
 
 
 # predictions come by the thousands: the file is read again only when it has changed
 @lru_cache(maxsize=16)
-def _read(path: Path, changed: int) -> tuple[Group, ...]:
+def _read(path: Path, changed: int) -> tuple[str, tuple[Group, ...]]:
     del changed
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']!r}")
-        return tuple(_group(fields) for fields in content["groups"])
+        groups = tuple(_group(fields) for fields in content["groups"])
+        return str(content["table_begun"]), groups
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no calibration of a latency table ({error})") from None
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archsearch.latency.provenance import METHOD
 from archsearch.operators import Shape
 from archsearch.profiles import Table
 from archsearch.profiles import source_hashes
-from archsearch.profiles.sources import installed_version
+from archsearch.profiles.sources import package_change
 
 MEASURED_FILE = "measured.jsonl"
 # what is being measured, as long as it is: left behind by a process that died
@@ -51,14 +52,11 @@ def valid_rows(folder: Path, table: Table) -> list[Row]:
 
 
 def is_fresh(row: Row) -> bool:
-    """Whether the sources of its operators and the kernel packages are what they were."""
-    same = source_hashes(row["sources"]) == row["sources"]
-    # a package that is not installed here says nothing; triton, which comes with torch, decides
-    # no more here than it does for a table's rows
-    return same and all(
-        installed_version(package) in ("", version)
-        for package, version in row["packages"].items()
-        if package != "triton"
+    """Whether the method, the sources of its operators, and the packages behind the backends
+    that ran are what they were."""
+    same = source_hashes(row["sources"]) == row["sources"] and row.get("method") == METHOD
+    return same and not any(
+        package_change(backend, row["packages"]) for backend in row.get("backends", {}).values()
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from archsearch.files import write_text
 from archsearch.latency.calibrate import check_same_device
 from archsearch.latency.cases import Case
 from archsearch.latency.ceilings import Ceilings
@@ -142,8 +143,7 @@ def write_repeat(found: Repeat, folder: Path) -> None:
         "failed": list(found.failed),
         "rows": [_plain(row) for row in found.rows],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([*earlier, entry], indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps([*earlier, entry], indent=1) + "\n")
 
 
 def _plain(row: RepeatedRow) -> Mapping[str, Any]:

@@ -131,17 +131,24 @@ def make_slots(case: Case, shelf: Shelf, count: int) -> list[Slot]:
     # a decode step writes the token at position `context`
     room = case.context + 1 if case.phase == "decode" else case.context
     tokens = () if case.phase == "decode" else (case.context,)
+    size = (case.batch, *tokens, case.hidden_size)
+    # one input for all: in a model a layer reads what the one before has just written, and
+    # positions that all layers before it have read, not memory that has gone cold
+    h = torch.randn(size, generator=generator, device=device).to(dtype)
+    position = torch.full((case.batch,), case.context, device=device)
+    active = torch.ones(case.batch, dtype=torch.bool, device=device)
     slots = []
     for layer in shelf.layers(case, count):
-        size = (case.batch, *tokens, case.hidden_size)
-        h = torch.randn(size, generator=generator, device=device).to(dtype)
         if case.phase == "train":
             slots.append(Slot(_train(layer, h), _weight_bytes(layer)))
             continue
         state = layer.mixer.init_state(case.batch, room, dtype, device)
         fill([state], generator)
-        make = _decode if case.phase == "decode" else _prefill
-        slots.append(Slot(make(layer, state, h, case), _weight_bytes(layer) + state.num_bytes))
+        if case.phase == "decode":
+            call = _decode(layer, state, h, position, active)
+        else:
+            call = _prefill(layer, state, h)
+        slots.append(Slot(call, _weight_bytes(layer) + state.num_bytes))
     return slots
 
 
@@ -171,14 +178,11 @@ def _num_distinct(case: Case, cost: Cost, device: str) -> int:
     return stack_size(one_bytes, limits, found.L2_cache_size, found.total_memory)
 
 
-def _decode(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
-    position = torch.full((case.batch,), case.context, device=h.device)
-    active = torch.ones(case.batch, dtype=torch.bool, device=h.device)
+def _decode(layer: Layer, state: State, h: Tensor, position: Tensor, active: Tensor) -> Call:
     return lambda: layer.step(h, state, position, active)
 
 
-def _prefill(layer: Layer, state: State, h: Tensor, case: Case) -> Call:
-    del case
+def _prefill(layer: Layer, state: State, h: Tensor) -> Call:
     return lambda: layer(h, state=state)
 
 

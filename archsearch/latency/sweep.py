@@ -53,7 +53,7 @@ from archsearch.timing import Timing
 # done, total, remaining seconds
 OnProgress = Callable[[int, int, float], None]
 
-BUDGET_S = {"cpu": 0.24, "cuda": 0.1}
+BUDGET_S = {"cpu": 0.24, "cuda": 0.05}
 # cases of a group are measured in turn, so that the passes over one lie seconds apart
 GROUP = 64
 MIN_REPEATS = {"decode": 30, "prefill": 7, "train": 5}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from archsearch.files import write_atomic
 from archsearch.report import figures
 from archsearch.report.html import page
 from archsearch.search import Run
-from archsearch.search.files import write_atomic
 
 FIGURE, PAGE = "front.png", "report.html"
 

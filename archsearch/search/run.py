@@ -23,14 +23,14 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from archsearch.files import told
+from archsearch.files import write_atomic
 from archsearch.names import suggestion
 from archsearch.search.config import RunConfig
 from archsearch.search.config import difference
 from archsearch.search.config import from_toml
 from archsearch.search.config import to_toml
 from archsearch.search.files import check_writable
-from archsearch.search.files import told
-from archsearch.search.files import write_atomic
 from archsearch.search.proposal import quiet
 from archsearch.search.records import FRONT_COLUMNS
 from archsearch.search.records import recorded_rows

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from archsearch.operators.backends import Request
+from archsearch.operators.base import Phase
 
 # what upstream's kernels are compiled for; a build may hold fewer
 DTYPES = (torch.bfloat16, torch.float16)
@@ -54,21 +55,26 @@ def refuses(request: Request, head_dim: int) -> str:
             f"it needs a head width that is a multiple of {WIDTH_STEP} and at most {WIDEST};"
             f" here it is {head_dim}"
         )
-    return _lacks(request.phase == "decode", request.phase == "train", request.dtype, head_dim)
+    return _lacks(torch.cuda.current_device(), request.phase, request.dtype, head_dim)
 
 
 @lru_cache(maxsize=64)
-def _lacks(decode: bool, backward: bool, dtype: torch.dtype, head_dim: int) -> str:
-    """What the installed build was compiled without, found by one call on two tokens."""
+def _lacks(gpu: int, phase: Phase, dtype: torch.dtype, head_dim: int) -> str:
+    """What the installed build was compiled without for this GPU, found by one call on two
+    tokens."""
+    device, backward = torch.device("cuda", gpu), phase == "train"
     with torch.inference_mode(False), torch.enable_grad():
-        x = torch.zeros(1, 2, 1, head_dim, dtype=dtype, device="cuda", requires_grad=backward)
+        x = torch.zeros(1, 2, 1, head_dim, dtype=dtype, device=device, requires_grad=backward)
         try:
-            if decode:
-                attend_cache(x[:, 0], x, x, torch.ones(1, device="cuda"))
+            if phase == "decode":
+                attend_cache(x[:, 0], x, x, torch.ones(1, device=device))
             else:
                 y = attend_causal(x, x, x)
                 if backward:
                     torch.autograd.grad(y, x, torch.ones_like(y))
+        except torch.OutOfMemoryError:
+            # says nothing about the build
+            raise
         except RuntimeError as error:
             kind = str(dtype).removeprefix("torch.")
             reason = str(error).splitlines()[0]

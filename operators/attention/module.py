@@ -125,7 +125,8 @@ class Attention(Mixer):
         k = self.k_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         v = self.v_proj(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            # under autocast the norms' fp32 weights would widen what the kernels compute in
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         return q, k, v
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

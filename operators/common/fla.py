@@ -22,7 +22,7 @@ WRONG_SINCE, RIGHT_SINCE = (3, 4, 0), (3, 7, 1)
 # tensor cores multiply no fewer
 MIN_WIDTH = 16
 # columns of the state that one program of a decode step holds
-BLOCK = 32
+BLOCK, DELTA_BLOCK = 32, 8
 
 
 @cache
@@ -81,11 +81,10 @@ def launch_in_place(kernel: Any, state: Tensor, inputs: dict[str, Any], v: Tenso
     batch, heads, keys, values = state.shape
     rows, columns = power_of_2(keys), min(BLOCK, power_of_2(values))
     o = torch.empty_like(v, memory_format=torch.contiguous_format)
-    inputs = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}
     with torch.cuda.device(state.device):
         # heuristics around the autotuner around the kernel
         kernel.fn.fn[(-(-values // columns) * batch * heads,)](
-            **inputs,
+            **_contiguous(inputs),
             v=v.contiguous(),
             o=o,
             h0=state,
@@ -103,6 +102,52 @@ def launch_in_place(kernel: Any, state: Tensor, inputs: dict[str, Any], v: Tenso
             STORE_FINAL_STATE=True,
             IS_VARLEN=False,
             num_warps=4 if rows * columns >= 1024 else 1,
+        )
+    return o
+
+
+def launch_delta_in_place(
+    state: Tensor,
+    inputs: dict[str, Any],
+    v: Tensor,
+    *,
+    writes: int = 1,
+    allow_neg_eigval: bool = False,
+) -> Tensor:
+    """Output o, as large as v[B,N,V] or v[B,R,N,V], of the gated delta rule for one token that
+    writes R times; state[B,N,K,V] moves on in place, as in `launch_in_place`. Of `inputs`, q and
+    k[...,K] are raw, beta[...,N] and g[...,N] (if any) are logits, with A_log and dt_bias[N]."""
+    assert state.is_contiguous(), "the state must be contiguous to be updated in place"
+    module = prepared("fla.ops.gated_delta_rule.fused_recurrent")
+    kernel = module.fused_recurrent_gated_delta_rule_fwd_kernel
+    batch, heads, keys, values = state.shape
+    columns = min(DELTA_BLOCK, power_of_2(values))
+    o = torch.empty_like(v, memory_format=torch.contiguous_format)
+    with torch.cuda.device(state.device):
+        kernel[(-(-values // columns) * batch * heads,)](
+            **_contiguous(inputs),
+            v=v.contiguous(),
+            gk=None,
+            gv=None,
+            o=o,
+            h0=state,
+            ht=state,
+            cu_seqlens=None,
+            scale=keys**-0.5,
+            T=writes,
+            H=inputs["q"].shape[-2],
+            HV=heads,
+            K=keys,
+            V=values,
+            BK=power_of_2(keys),
+            BV=columns,
+            IS_BETA_HEADWISE=True,
+            USE_QK_L2NORM_IN_KERNEL=True,
+            APPLY_BETA_SIGMOID=True,
+            ALLOW_NEG_EIGVAL=allow_neg_eigval,
+            STATE_V_FIRST=False,
+            num_warps=1,
+            num_stages=3,
         )
     return o
 
@@ -136,3 +181,7 @@ def linear_step_(
     kernel = prepared("fla.ops.common.fused_recurrent").fused_recurrent_fwd_kernel
     inputs = {"q": q, "k": k, "scale": k.shape[-1] ** -0.5, **gates}
     return launch_in_place(kernel, state, inputs, v)
+
+
+def _contiguous(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}

@@ -8,14 +8,11 @@ Legend: B rows, T tokens, N key heads, G value heads, K key width, V value width
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from archsearch.operators.backends import Request
+from archsearch.operators.common.fla import launch_delta_in_place
 from archsearch.operators.common.fla import prepared
 from archsearch.operators.common.fla import refuses_dtype
 from archsearch.operators.deltanet.config import DeltaNetConfig
@@ -53,9 +50,8 @@ def step_(
     """Output o[B,G,V] of one token q, k[B,N,K], v[B,G,V] with write logits b[B,G];
     state[B,G,K,V] moves on in place. With decay logits a[B,G], A_log and dt_bias[G] it first
     decays by exp(-exp(A_log) softplus(a + dt_bias))."""
-    assert state.is_contiguous(), "the state must be contiguous to be updated in place"
-    o: Tensor = _step()(state, q, k, v, b, a, A_log, dt_bias)
-    return o
+    inputs = {"q": q, "k": k, "beta": b, "g": a, "A_log": A_log, "dt_bias": dt_bias}
+    return launch_delta_in_place(state, inputs, v)
 
 
 def refuses(request: Request, config: DeltaNetConfig) -> str:
@@ -74,63 +70,3 @@ def refuses_widths(request: Request, config: DeltaNetConfig) -> str:
     if config.head_dim % 2 or config.v_head_dim % 2:
         return f"its heads are of even width; here {config.head_dim} and {config.v_head_dim}"
     return ""
-
-
-@cache
-def _step() -> Callable[..., Any]:
-    """The step, with every input contiguous and launched on its device."""
-    launch: Callable[..., Any] = prepared("fla.utils").input_guard(_launch)
-    return launch
-
-
-def _launch(
-    state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    b: Tensor,
-    a: Tensor | None,
-    A_log: Tensor | None,
-    dt_bias: Tensor | None,
-) -> Tensor:
-    """Upstream's own launch writes the state elsewhere and has to be copied; a program reads
-    its tile of the state whole before it writes it, so that both may be the same memory."""
-    module = prepared("fla.ops.gated_delta_rule.fused_recurrent")
-    batch, heads, keys, values = state.shape
-    block = min(8, _power_of_2(values))
-    o = torch.empty_like(v)
-    module.fused_recurrent_gated_delta_rule_fwd_kernel[(-(-values // block) * batch * heads,)](
-        q=q,
-        k=k,
-        v=v,
-        g=a,
-        gk=None,
-        gv=None,
-        beta=b,
-        A_log=A_log,
-        dt_bias=dt_bias,
-        o=o,
-        h0=state,
-        ht=state,
-        cu_seqlens=None,
-        scale=keys**-0.5,
-        T=1,
-        H=q.shape[1],
-        HV=heads,
-        K=keys,
-        V=values,
-        BK=_power_of_2(keys),
-        BV=block,
-        IS_BETA_HEADWISE=True,
-        USE_QK_L2NORM_IN_KERNEL=True,
-        APPLY_BETA_SIGMOID=True,
-        ALLOW_NEG_EIGVAL=False,
-        STATE_V_FIRST=False,
-        num_warps=1,
-        num_stages=3,
-    )
-    return o
-
-
-def _power_of_2(size: int) -> int:
-    return 1 << (size - 1).bit_length()

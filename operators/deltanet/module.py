@@ -34,8 +34,10 @@ class DeltaNet(Mixer):
     """Linear attention that writes what its state does not predict yet."""
 
     operator = "deltanet"
+    # the forms in PyTorch, which want unit queries and keys, and gates
     recurrence: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(delta_rule)
-    fused: ClassVar[Callable[..., tuple[Tensor, Tensor | None]]] = staticmethod(kernel.chunk)
+    chunked: ClassVar[Callable[..., tuple[Tensor, Tensor]]] = staticmethod(chunked_delta_rule)
+    stepped: ClassVar[Callable[..., Tensor]] = staticmethod(delta_rule_step)
     READS: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "b_proj")
     WRITES = ("o_proj",)
     config: DeltaNetConfig
@@ -90,16 +92,17 @@ class DeltaNet(Mixer):
             self.k_conv(k, rows, state, "k_conv", activation="silu"),
             self.v_conv(v, rows, state, "v_conv", activation="silu"),
         )
-        gates = self.gates(*self.logits(x, rows.mask(x)))
+        logits = self.logits(x, rows.mask(x))
         initial = None if state is None else state["recurrent"]
+        final: Tensor | None
         if backend == "fla":
-            o, final = self.fused(q.to(dtype), k.to(dtype), v.to(dtype), initial, *gates)
+            o, final = self.fused(q.to(dtype), k.to(dtype), v.to(dtype), initial, *logits)
         else:
             if initial is None:
                 size = (len(x), self.num_v_heads, self.head_dim, self.v_head_dim)
                 initial = x.new_zeros(size, dtype=torch.float32)
-            rule = self.recurrence if backend == "reference" else chunked_delta_rule
-            o, final = rule(*self.normalize(q, k), v, initial, *gates)
+            rule = self.recurrence if backend == "reference" else self.chunked
+            o, final = rule(*self.normalize(q, k), v, initial, *self.gates(*logits))
         if state is not None:
             assert final is not None, "a form that was given a state returned none"
             state.update("recurrent", final)
@@ -116,14 +119,27 @@ class DeltaNet(Mixer):
         )
         logits = self.logits(x, active)
         if backend == "fla":
-            o = kernel.step_(memory, q, k, v, *logits, *self.decay_weights())
+            o = self.fused_step(memory, q, k, v, *logits)
         else:
-            o = delta_rule_step(*self.normalize(q, k), v, memory, *self.gates(*logits))
+            o = self.stepped(*self.normalize(q, k), v, memory, *self.gates(*logits))
         return self.finish(o, x)
 
     def refuses(self, backend: str, request: Request) -> str:
         """See `Mixer.refuses`."""
         return kernel.refuses(request, self.config) if backend == "fla" else ""
+
+    def fused(
+        self, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, *logits: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs and state after the last token by the kernels, of what `split` and `logits`
+        gave."""
+        return kernel.chunk(q, k, v, state, *self.gates(*logits))
+
+    def fused_step(
+        self, state: Tensor, q: Tensor, k: Tensor, v: Tensor, *logits: Tensor
+    ) -> Tensor:
+        """The output of one token by the kernel, which moves the state on in place."""
+        return kernel.step_(state, q, k, v, *logits)
 
     def split(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys [...,N,K] and values [...,G,V] of what the convolutions gave."""
@@ -149,10 +165,6 @@ class DeltaNet(Mixer):
     def gates(self, *logits: Tensor) -> tuple[Tensor, ...]:
         """The write strength [...,G] in fp32 of its logit."""
         return (logits[0].float().sigmoid(),)
-
-    def decay_weights(self) -> tuple[Tensor, ...]:
-        """What, beside the logits, a kernel needs to decay the state: nothing."""
-        return ()
 
     def finish(self, o: Tensor, x: Tensor) -> Tensor:
         """Bring the heads' outputs o[...,G,V] for x[...,H] back to the hidden size."""

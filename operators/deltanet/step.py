@@ -24,7 +24,11 @@ def step(
     mixer: DeltaNet, norm: RMSNorm, h: Tensor, state: State, position: Tensor, active: Tensor
 ) -> Tensor:
     """`Mixer.step` of h[B,H]."""
+    # what Gated DeltaNet has beside it
     a_proj, g_proj = getattr(mixer, "a_proj", None), getattr(mixer, "g_proj", None)
+    decay = (
+        () if a_proj is None else (mixer.get_parameter("A_log"), mixer.get_parameter("dt_bias"))
+    )
     projections = [mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.b_proj]
     projections += [more for more in (a_proj, g_proj) if more is not None]
     names = ("q_conv", "k_conv", "v_conv")
@@ -45,7 +49,7 @@ def step(
         norm=mixer.o_norm,
         key_heads=mixer.num_heads,
         cut=plan,
-        decay=mixer.decay_weights(),
+        decay=decay,
         gated=g_proj is not None,
     )
     opened = inputs[:, gate : gate + o.shape[1]] if g_proj is not None else None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from archsearch.operators.backends import Request
 from archsearch.operators.common.time_step import init_dt_bias
+from archsearch.operators.deltanet.kernel import step_
 from archsearch.operators.deltanet.module import DeltaNet
 from archsearch.operators.deltanet.module import shut
 from archsearch.operators.gated_deltanet import kernel
@@ -26,7 +27,6 @@ class GatedDeltaNet(DeltaNet):
 
     operator = "gated_deltanet"
     recurrence = staticmethod(gated_delta_rule)
-    fused = staticmethod(kernel.chunk)
     READS = (*DeltaNet.READS, "a_proj", "g_proj")
     config: GatedDeltaNetConfig
 
@@ -51,6 +51,19 @@ class GatedDeltaNet(DeltaNet):
         """See `Mixer.refuses`."""
         return kernel.refuses(request, self.config) if backend == "fla" else ""
 
+    def fused(
+        self, q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, *logits: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `DeltaNet.fused`."""
+        return kernel.chunk(q, k, v, state, *self.gates(*logits))
+
+    def fused_step(
+        self, state: Tensor, q: Tensor, k: Tensor, v: Tensor, *logits: Tensor
+    ) -> Tensor:
+        """See `DeltaNet.fused_step`."""
+        write, decay = logits
+        return step_(state, q, k, v, write, decay, self.A_log, self.dt_bias)
+
     def logits(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, ...]:
         """Logits of write strength and decay, [...,G] each, of x[...,H]; where a token is not
         `real`[...], so low that nothing is written or forgotten."""
@@ -60,10 +73,6 @@ class GatedDeltaNet(DeltaNet):
         """Write strength and logarithm of the decay, [...,G] each in fp32, of their logits."""
         step = F.softplus(logits[1].float() + self.dt_bias.float())
         return (*super().gates(*logits), -self.A_log.float().exp() * step)
-
-    def decay_weights(self) -> tuple[Tensor, ...]:
-        """The logarithm of the rate and the bias of the step, [G] each."""
-        return self.A_log, self.dt_bias
 
     def finish(self, o: Tensor, x: Tensor) -> Tensor:
         """Gate the normalised heads o[...,G,V] for x[...,H] and bring them back to H."""

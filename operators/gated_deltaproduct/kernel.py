@@ -9,15 +9,12 @@ V value width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from archsearch.operators.backends import Request
+from archsearch.operators.common.fla import launch_delta_in_place
 from archsearch.operators.common.fla import prepared
 from archsearch.operators.common.fla import refuses_dtype
 from archsearch.operators.common.fla import refuses_gated_backward
@@ -64,12 +61,12 @@ def step_(
     """Output o[B,G,V] of one token q[B,N,K], k[B,R,N,K], v[B,R,G,V] with write logits b[B,R,G]
     and decay logits a[B,G]; state[B,G,K,V] moves on in place: it decays by
     exp(-exp(A_log) softplus(a + dt_bias)), then come the writes."""
-    assert state.is_contiguous(), "the state must be contiguous to be updated in place"
     writes = k.shape[1]
     q = q[:, None].expand(-1, writes, -1, -1)
     # one decay per token: nothing is forgotten before its further writes
     a = F.pad(a[:, None], (0, 0, 0, writes - 1), value=SHUT)
-    o: Tensor = _step()(state, q, k, v, b, a, A_log, dt_bias, allow_neg_eigval)
+    inputs = {"q": q, "k": k, "beta": b, "g": a, "A_log": A_log, "dt_bias": dt_bias}
+    o = launch_delta_in_place(state, inputs, v, writes=writes, allow_neg_eigval=allow_neg_eigval)
     return o[:, -1]
 
 
@@ -82,64 +79,3 @@ def refuses(request: Request, config: GatedDeltaProductConfig) -> str:
         or refuses_gated_backward(request)
         or refuses_widths(request, config)
     )
-
-
-@cache
-def _step() -> Callable[..., Any]:
-    """The step, with every input contiguous and launched on its device."""
-    launch: Callable[..., Any] = prepared("fla.utils").input_guard(_launch)
-    return launch
-
-
-def _launch(
-    state: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    b: Tensor,
-    a: Tensor,
-    A_log: Tensor,
-    dt_bias: Tensor,
-    allow_neg_eigval: bool,
-) -> Tensor:
-    """Upstream's own launch writes the state elsewhere and has to be copied; a program reads
-    its tile of the state whole before it writes it, so that both may be the same memory."""
-    module = prepared("fla.ops.gated_delta_rule.fused_recurrent")
-    batch, heads, keys, values = state.shape
-    block = min(8, _power_of_2(values))
-    o = torch.empty_like(v)
-    module.fused_recurrent_gated_delta_rule_fwd_kernel[(-(-values // block) * batch * heads,)](
-        q=q,
-        k=k,
-        v=v,
-        g=a,
-        gk=None,
-        gv=None,
-        beta=b,
-        A_log=A_log,
-        dt_bias=dt_bias,
-        o=o,
-        h0=state,
-        ht=state,
-        cu_seqlens=None,
-        scale=keys**-0.5,
-        T=k.shape[1],
-        H=q.shape[2],
-        HV=heads,
-        K=keys,
-        V=values,
-        BK=_power_of_2(keys),
-        BV=block,
-        IS_BETA_HEADWISE=True,
-        USE_QK_L2NORM_IN_KERNEL=True,
-        APPLY_BETA_SIGMOID=True,
-        ALLOW_NEG_EIGVAL=allow_neg_eigval,
-        STATE_V_FIRST=False,
-        num_warps=1,
-        num_stages=3,
-    )
-    return o
-
-
-def _power_of_2(size: int) -> int:
-    return 1 << (size - 1).bit_length()

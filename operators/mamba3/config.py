@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import Field
 from pydantic import model_validator
 
-from archsearch.operators.base import OperatorConfig
 from archsearch.operators.base import StateDtype
+from archsearch.operators.common.config import InnerHeadsConfig
 
 
-class Mamba3Config(OperatorConfig):
-    """Heads of width `head_dim` fill the inner width, `expand` times the hidden size;
-    `num_groups` of them share the maps B and C before each head's own bias and rotation. Of
-    `d_state` channels the share `rope_fraction` turns. `out_norm` adds an RMS norm per head
-    before the gate."""
+class Mamba3Config(InnerHeadsConfig):
+    """Heads that fill an inner width; groups of them share the maps B and C before each head's
+    own bias and rotation. Of `d_state` channels the share `rope_fraction` turns. `out_norm` adds
+    an RMS norm per head before the gate."""
 
     d_state: int = Field(default=128, gt=1)
-    expand: int = Field(default=2, gt=0)
-    head_dim: int = Field(default=64, gt=0)
-    num_groups: int = Field(default=1, gt=0)
     rope_fraction: float = 0.5
     a_floor: float = Field(default=1e-4, gt=0)
     out_norm: bool = False
@@ -27,17 +25,7 @@ class Mamba3Config(OperatorConfig):
     state_dtype: StateDtype = "float32"
 
     @model_validator(mode="after")
-    def _check_heads(self) -> Mamba3Config:
-        if self.d_inner % self.head_dim:
-            raise ValueError(
-                f"hidden_size times expand must be a multiple of head_dim {self.head_dim};"
-                f" got {self.hidden_size} times {self.expand}"
-            )
-        if self.num_heads % self.num_groups:
-            raise ValueError(
-                f"num_groups must divide the {self.num_heads} heads"
-                f" (hidden_size times expand over head_dim); got {self.num_groups}"
-            )
+    def _check_rotation(self) -> Self:
         if self.rope_fraction not in (0.5, 1.0):
             raise ValueError(f"rope_fraction must be 0.5 or 1.0; got {self.rope_fraction}")
         if self.num_angles < 1:
@@ -46,16 +34,6 @@ class Mamba3Config(OperatorConfig):
                 f" got {self.d_state} times {self.rope_fraction}"
             )
         return self
-
-    @property
-    def d_inner(self) -> int:
-        """Inner width: channels of all heads together."""
-        return self.expand * self.hidden_size
-
-    @property
-    def num_heads(self) -> int:
-        """Heads that fill the inner width."""
-        return self.d_inner // self.head_dim
 
     @property
     def num_angles(self) -> int:

@@ -85,7 +85,8 @@ class Mamba3(Mixer):
         """See `Mixer.mix`."""
         z, tokens = self.project(x, rows.mask(x))
         past = None if state is None else carried(state)
-        run = SCANS[self.backend(x)]
+        # not x: under autocast the projection has the dtype that the scan computes in
+        run = SCANS[self.backend(tokens.v)]
         y, ssm, angle = run(tokens, past, chunk=self.config.chunk_size)
         if state is not None:
             k = turn(_last(tokens.b, rows), tokens.b_bias, angle)
@@ -100,7 +101,7 @@ class Mamba3(Mixer):
         """See `Mixer.mix_step`."""
         z, tokens = self.project(x, active)
         past = carried(state)
-        if self.backend(x, "decode") == "mamba_ssm":
+        if self.backend(tokens.v, "decode") == "mamba_ssm":
             y, k = kernel.step_(tokens, past)
             after = {"k": k, "v": tokens.v}
         else:
@@ -123,8 +124,9 @@ class Mamba3(Mixer):
             dt = dt.masked_fill(~real[..., None], 0)
         rate = F.softplus(a.float()).clamp(min=config.a_floor)
         tokens = Tokens(
-            c=self.C_norm(c),
-            b=self.B_norm(b),
+            # under autocast the norms' fp32 weights would widen what the scan computes in
+            c=self.C_norm(c).to(v.dtype),
+            b=self.B_norm(b).to(v.dtype),
             v=v,
             dt=dt,
             log_decay=-rate * dt,

@@ -123,7 +123,9 @@ class MultiHeadLatentAttention(Mixer):
         q = torch.cat([plain, rotate(turned, cos[..., None, :], sin[..., None, :])], dim=-1)
         split = [self.kv_lora_rank, self.rope_head_dim]
         latent, key = self.kv_a_proj_with_mqa(x).split(split, dim=-1)
-        return q, torch.cat([self.kv_a_layernorm(latent), rotate(key, cos, sin)], dim=-1)
+        # under autocast the norm's fp32 weight would widen it
+        latent = self.kv_a_layernorm(latent).to(key.dtype)
+        return q, torch.cat([latent, rotate(key, cos, sin)], dim=-1)
 
     def extend(self, q: Tensor, cache: Tensor, rows: Rows) -> Tensor:
         """Rotated q[B,T,N,D+P] over a cache[B,S,R+P] that already holds its tokens."""

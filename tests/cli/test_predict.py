@@ -162,7 +162,7 @@ def test_training_says_what_is_counted(command: Command) -> None:
 
 def test_calibration_is_the_uncertainty(command: Command, folder: Path) -> None:
     error = CalibrationError(median=0.021, p90=0.048, count=36)
-    write_calibration(folder, [Group("decode", (1,), (1024,), error)], {})
+    write_calibration(load_table(folder), [Group("decode", (1,), (1024,), error)], {})
     try:
         (answer,) = command.json()["predictions"]
         assert answer["calibration"] == asdict(error)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,13 @@ from archsearch.latency.agreement import rank_orders
 from archsearch.latency.agreement import target_of
 from archsearch.latency.calibrate import Plan
 from archsearch.latency.calibration import CALIBRATION_FILE
+from archsearch.latency.calibration import CalibrationError
+from archsearch.latency.calibration import Group
 from archsearch.latency.calibration import calibration_error
+from archsearch.latency.calibration import write_calibration
 from archsearch.latency.missing import Missing
 from archsearch.latency.missing import reasons
+from archsearch.latency.provenance import METHOD
 from archsearch.latency.repeat import repeat_rows
 from archsearch.latency.repeat import sample_rows
 from archsearch.latency.repeat import write_repeat
@@ -276,11 +281,22 @@ def test_a_reason_is_told_once(plan: Plan) -> None:
     assert others == ["a and 1 other model: out of memory", "b and 2 other models: lost"]
 
 
-def test_models_of_other_sources_do_not_count(plan: Plan, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sources": {"attention": "changed"}},
+        {"method": METHOD - 1},
+        {"backends": {"attention": "fla"}, "packages": {"fla": {"numpy": "0.1"}}},
+    ],
+)
+def test_models_that_were_measured_otherwise_do_not_count(
+    plan: Plan, tmp_path: Path, change: dict[str, Any]
+) -> None:
     one = replace(plan, specs=plan.specs[:1], shapes=SHAPES[:1])
     calibrate.measure_all(one, tmp_path, device="cpu", budget_s=0.0)
     (row,) = measured.read_rows(tmp_path)
-    row["sources"]["attention"] = "changed"
+    assert measured.is_fresh(row | {"packages": {"fla": {"numpy": "0.1"}}}), "fla did not run"
+    row |= change
     (tmp_path / measured.MEASURED_FILE).write_text(json.dumps(row) + "\n")
     assert not calibrate.compare(one, tmp_path).comparisons
     stale = replace(plan.table, holds_stale=True)
@@ -318,6 +334,16 @@ def test_damaged_files_are_named(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no calibration of a latency table"):
         calibration_error(replace(plan.table, path=tmp_path), SHAPES[0])
     assert calibration_error(replace(plan.table, path=None), SHAPES[0]) is None
+
+
+def test_a_calibration_holds_for_its_table_alone(plan: Plan, tmp_path: Path) -> None:
+    table = replace(plan.table, path=tmp_path)
+    error = CalibrationError(median=0.02, p90=0.05, count=3)
+    write_calibration(table, [Group("decode", (1,), (8,), error)], {})
+    assert calibration_error(table, Shape("decode", 1, 8)) == error
+    sessions = [{"id": 0, "measured": "2031-01-01T00:00:00+00:00"}]
+    other = replace(table, meta={**table.meta, "sessions": sessions})
+    assert calibration_error(other, Shape("decode", 1, 8)) is None
 
 
 def test_the_sample_is_the_same_on_any_day(folder_of_table: Path) -> None:

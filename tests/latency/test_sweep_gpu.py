@@ -9,13 +9,18 @@ import torch
 
 from archsearch import operators
 from archsearch.latency import Case
+from archsearch.latency import predict
 from archsearch.latency import profile
+from archsearch.latency.cases import cases_for_spec
 from archsearch.latency.cases import config_key
 from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.plan import MIXERS
 from archsearch.latency.plan import Grid
 from archsearch.latency.shelf import Shelf
 from archsearch.latency.sweep import measure_case
+from archsearch.latency.whole import WholeModel
+from archsearch.operators import Shape
+from archsearch.space import parse
 
 pytestmark = pytest.mark.gpu
 
@@ -45,3 +50,13 @@ def test_what_does_not_fit_is_a_row_and_the_next_case_runs() -> None:
         row = measure_case(case, device="cuda", shelf=shelf, ceilings=ceilings)
         assert error in row["error"]
         assert bool(row["error"]) == bool(error), row["error"]
+
+
+@pytest.mark.parametrize("pattern", ["(m2 f)x16 @1280", "(d f a f)x8 @2048"])
+def test_a_model_takes_as_long_as_its_rows(pattern: str, tmp_path: Path) -> None:
+    spec, shape = parse(pattern), Shape("decode", 1, 1024, "bfloat16")
+    table = profile(cases_for_spec(spec, [shape]), folder=tmp_path / "t", device="cuda")
+    measured = WholeModel(spec, device="cuda", dtype="bfloat16").measure(shape)
+    assert predict(spec, shape, table).latency_us == pytest.approx(
+        measured.timing.p50_us, rel=0.03
+    )

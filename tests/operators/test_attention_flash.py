@@ -7,6 +7,7 @@ Run: pytest tests/operators/test_attention_flash.py
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ from archsearch.operators.attention import kernel
 from archsearch.operators.attention.reference import attend
 from archsearch.operators.attention.reference import attend_causal
 from archsearch.operators.backends import Request
+from archsearch.operators.base import Phase
 from archsearch.operators.layer import Mixer
 from archsearch.operators.sequence import SequenceInfo
 
@@ -140,21 +142,66 @@ def test_refusals_name_what_is_wrong(
         assert reason in kernel.refuses(Request("attention", phase, "cuda", dtype), head_dim)
 
 
-@pytest.mark.parametrize("phase", operators.PHASES)
-def test_a_build_that_lacks_a_kernel_says_so(phase: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Tensor, **settings: Any) -> Tensor:
-        raise RuntimeError("This build does not support fp16.\nException raised from ...")
+class Build:
+    """An installed flash-attn whose kernels raise `error`, if there is one; counts its calls."""
 
-    monkeypatch.undo()
-    package: Any = ModuleType("flash_attn")
-    package.flash_attn_func = package.flash_attn_with_kvcache = refuse
-    monkeypatch.setitem(sys.modules, "flash_attn", package)
-    monkeypatch.setattr(torch, "zeros", lambda *size, device, **rest: torch.ones(*size, **rest))
-    ones = torch.ones
-    monkeypatch.setattr(torch, "ones", lambda *size, device="cpu", **rest: ones(*size, **rest))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: RuntimeError | None) -> None:
+        self.error, self.calls, self.gpu = error, 0, 0
+        monkeypatch.undo()
+        package: Any = ModuleType("flash_attn")
+        package.flash_attn_func = package.flash_attn_with_kvcache = self.call
+        monkeypatch.setitem(sys.modules, "flash_attn", package)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.gpu)
+        zeros, ones = torch.zeros, torch.ones
+        monkeypatch.setattr(torch, "zeros", lambda *size, device, **rest: zeros(*size, **rest))
+        monkeypatch.setattr(torch, "ones", lambda *size, device="cpu", **rest: ones(*size, **rest))
+
+    def call(self, q: Tensor, *inputs: Tensor, **settings: Any) -> Tensor:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return q.clone()
+
+    def refusal(self, phase: Phase) -> str:
+        return kernel.refuses(Request("attention", phase, "cuda", torch.float16), 64)
+
+
+@pytest.fixture
+def fresh_probe() -> Iterator[None]:
     kernel._lacks.cache_clear()
-    reason = kernel.refuses(Request("attention", phase, "cuda", torch.float16), 64)
+    yield
     kernel._lacks.cache_clear()
-    assert reason == (
+
+
+@pytest.mark.usefixtures("fresh_probe")
+@pytest.mark.parametrize("phase", operators.PHASES)
+def test_a_build_that_lacks_a_kernel_says_so(
+    phase: Phase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("This build does not support fp16.\nException raised from ...")
+    assert Build(monkeypatch, error).refusal(phase) == (
         "the installed build lacks head width 64 in float16 (This build does not support fp16.)"
     )
+
+
+@pytest.mark.usefixtures("fresh_probe")
+@pytest.mark.parametrize("phase", operators.PHASES)
+def test_a_full_memory_is_not_taken_for_a_lack(
+    phase: Phase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Build(monkeypatch, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(torch.OutOfMemoryError):
+        build.refusal(phase)
+    build.error = None
+    assert build.refusal(phase) == ""
+
+
+@pytest.mark.usefixtures("fresh_probe")
+def test_every_gpu_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Build(monkeypatch, RuntimeError("FlashAttention only supports Ampere GPUs or newer."))
+    assert "Ampere" in build.refusal("prefill")
+    build.gpu, build.error = 1, None
+    assert build.refusal("prefill") == build.refusal("prefill") == ""
+    build.gpu = 0
+    assert "Ampere" in build.refusal("prefill")
+    assert build.calls == 2

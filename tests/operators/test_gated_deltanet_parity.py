@@ -1,10 +1,7 @@
-"""Gated DeltaNet against transformers' Qwen3-Next layer and the naive forms of
-flash-linear-attention, which nobody here wrote."""
+"""The layer of Gated DeltaNet against transformers' Qwen3-Next one, which nobody here wrote. The
+recurrence itself: test_decaying_delta_rules."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,17 +12,9 @@ from transformers import Qwen3NextConfig
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
 from archsearch import operators
-from archsearch.operators.common.delta_rule import chunked_delta_rule
-from archsearch.operators.common.delta_rule import delta_rule_step
 from archsearch.operators.gated_deltanet.module import GatedDeltaNet
-from archsearch.operators.gated_deltanet.reference import gated_delta_rule
 
 HIDDEN, KEY, VALUE = 64, 24, 16
-
-
-@pytest.fixture(scope="module")
-def naive(load_naive: Callable[[str], ModuleType]) -> ModuleType:
-    return load_naive("ops/gated_delta_rule/naive.py")
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -103,61 +92,6 @@ def test_layer_and_cached_decode(num_heads: int, num_v_heads: int):
         assert_close(step, theirs(x[:, t : t + 1], cache_params=cache)[:, 0])
         assert_close(step, expected[:, t])
     assert_close(state["recurrent"], cache.layers[0].recurrent_states[0])
-
-
-def draw(length: int, decay: float) -> tuple[Tensor, ...]:
-    """q, k, v, beta, log_decay and a state; decay rates of up to `decay` per token."""
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator)
-
-    q, k = (F.normalize(normal(2, length, 3, KEY), dim=-1) for _ in range(2))
-    v, beta = normal(2, length, 3, VALUE), normal(2, length, 3).sigmoid()
-    log_decay = -decay * torch.rand(2, length, 3, generator=generator)
-    return q, k, v, beta, log_decay, normal(2, 3, KEY, VALUE)
-
-
-@pytest.mark.parametrize("form", [gated_delta_rule, chunked_delta_rule])
-@pytest.mark.parametrize(("length", "decay"), [(1, 1.0), (33, 0.01), (64, 1.0), (150, 40.0)])
-def test_recurrence(
-    naive: ModuleType,
-    form: Callable[..., tuple[Tensor, Tensor]],
-    length: int,
-    decay: float,
-):
-    inputs = [x.requires_grad_() for x in draw(length, decay)]
-    q, k, v, beta, log_decay, state = inputs
-    expected = naive.naive_recurrent_gated_delta_rule(
-        q, k, v, beta, log_decay, initial_state=state, output_final_state=True
-    )
-    actual = form(q * KEY**-0.5, k, v, state, beta, log_decay)
-    weights = draw(length, decay)[2], draw(length, decay)[5]
-    gradients = [
-        torch.autograd.grad((o * weights[0]).sum() + (final * weights[1]).sum(), inputs)
-        for o, final in (actual, expected)
-    ]
-    for left, right in zip(actual, expected, strict=True):
-        assert_close(left, right)
-    # a sum of strong decays loses digits of the weak ones
-    for left, right in zip(*gradients, strict=True):
-        assert_close(left, right, 1e-4)
-
-
-def test_chunked_form_and_step(naive: ModuleType):
-    q, k, v, beta, log_decay, state = draw(70, 0.5)
-    expected, final = naive.naive_chunk_gated_delta_rule(
-        q, k, v, log_decay, beta, initial_state=state, output_final_state=True
-    )
-    q = q * KEY**-0.5
-    for left, right in zip(
-        chunked_delta_rule(q, k, v, state, beta, log_decay), (expected, final), strict=True
-    ):
-        assert_close(left, right)
-    for t in range(70):
-        o = delta_rule_step(q[:, t], k[:, t], v[:, t], state, beta[:, t], log_decay[:, t])
-        assert_close(o, expected[:, t])
-    assert_close(state, final)
 
 
 @torch.no_grad()

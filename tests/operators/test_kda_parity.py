@@ -1,5 +1,5 @@
-"""Kimi Delta Attention against the naive forms of flash-linear-attention, which nobody here
-wrote, and against its layer written out with plain operations."""
+"""The layer of Kimi Delta Attention against the published one, written out with plain operations
+and flash-linear-attention's naive recurrence. The recurrence itself: test_decaying_delta_rules."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from archsearch import operators
-from archsearch.operators.kda.chunked import chunk_kda
-from archsearch.operators.kda.chunked import kda_step
 from archsearch.operators.kda.module import KDA
-from archsearch.operators.kda.reference import recurrent_kda
 
 HIDDEN, HEADS, KEY, VALUE = 64, 3, 24, 16
 
@@ -29,72 +26,6 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> N
     assert actual.shape == expected.shape
     error = (actual - expected).norm() / expected.norm()
     assert error < tolerance, f"relative error {error:.1e}"
-
-
-def draw(length: int, decay: float) -> tuple[Tensor, ...]:
-    """q, k, v, beta, log_decay and a state; decay rates of up to `decay` per token."""
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator)
-
-    q, k = (F.normalize(normal(2, length, HEADS, KEY), dim=-1) for _ in range(2))
-    v, beta = normal(2, length, HEADS, VALUE), normal(2, length, HEADS).sigmoid()
-    log_decay = -decay * torch.rand(2, length, HEADS, KEY, generator=generator)
-    return q, k, v, beta, log_decay, normal(2, HEADS, KEY, VALUE)
-
-
-@pytest.mark.parametrize("form", [recurrent_kda, chunk_kda])
-@pytest.mark.parametrize(("length", "decay"), [(1, 1.0), (33, 0.01), (64, 1.0), (150, 40.0)])
-def test_recurrence(
-    naive: ModuleType,
-    form: Callable[..., tuple[Tensor, Tensor]],
-    length: int,
-    decay: float,
-):
-    inputs = [x.requires_grad_() for x in draw(length, decay)]
-    q, k, v, beta, log_decay, state = inputs
-    expected = naive.naive_recurrent_kda(
-        q, k, v, log_decay, beta, initial_state=state, output_final_state=True
-    )
-    actual = form(q * KEY**-0.5, k, v, state, beta, log_decay)
-    weights = draw(length, decay)[2], draw(length, decay)[5]
-    gradients = [
-        torch.autograd.grad((o * weights[0]).sum() + (final * weights[1]).sum(), inputs)
-        for o, final in (actual, expected)
-    ]
-    for left, right in zip(actual, expected, strict=True):
-        assert_close(left, right)
-    # a sum of strong decays loses digits of the weak ones
-    for left, right in zip(*gradients, strict=True):
-        assert_close(left, right, 1e-4)
-
-
-@pytest.mark.parametrize("decay", [0.0, 1e4])
-def test_extreme_decays_stay_finite(naive: ModuleType, decay: float):
-    inputs = [x.requires_grad_() for x in draw(70, decay)]
-    q, k, v, beta, log_decay, state = inputs
-    expected, _ = naive.naive_recurrent_kda(q, k, v, log_decay, beta, initial_state=state)
-    o, final = chunk_kda(q * KEY**-0.5, k, v, state, beta, log_decay)
-    assert_close(o, expected)
-    for gradient in torch.autograd.grad(o.sum() + final.sum(), inputs):
-        assert torch.isfinite(gradient).all()
-
-
-def test_chunked_form_and_step(naive: ModuleType):
-    q, k, v, beta, log_decay, state = draw(64, 0.5)
-    expected, final = naive.naive_chunk_kda(
-        q, k, v, log_decay, beta, initial_state=state, output_final_state=True
-    )
-    q = q * KEY**-0.5
-    for left, right in zip(
-        chunk_kda(q, k, v, state, beta, log_decay), (expected, final), strict=True
-    ):
-        assert_close(left, right)
-    for t in range(64):
-        o = kda_step(q[:, t], k[:, t], v[:, t], state, beta[:, t], log_decay[:, t])
-        assert_close(o, expected[:, t])
-    assert_close(state, final)
 
 
 def published(layer: KDA, x: Tensor, naive: ModuleType) -> Tensor:

@@ -79,3 +79,20 @@ def test_settings_of_another_version_are_left_out() -> None:
     other = {"keys": ["H", "K"], "entries": [[[4, 128], {**setting, "kwargs": {"BK": 64}}]]}
     assert not tuning._fitting(Kernel, renamed)
     assert not tuning._fitting(Kernel, other)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.name)
+def test_every_head_count_is_answered(file: Path) -> None:
+    """A layer with another number of heads than those that were tuned waits for nothing."""
+    kernels = json.loads(file.read_text())["kernels"]
+    counted = [kernel for kernel in kernels.values() if {"H", "HV", "nheads"} & {*kernel["keys"]}]
+    assert counted
+    for kernel in counted:
+        heads = {i for i, key in enumerate(kernel["keys"]) if key in ("H", "HV", "nheads")}
+        loose = {i for i, key in enumerate(kernel["keys"]) if key in tuning.LOOSE}
+        entries = {tuple(key): setting for key, setting in kernel["entries"]}
+        assert all(
+            tuple(37 if i in heads else part for i, part in enumerate(key))
+            in Tuned(entries, loose)
+            for key in entries
+        )
