@@ -23,6 +23,7 @@ IRRELEVANT = ("base", "backends", "config", "cost")
 PARTS = {
     "embedding": ("model.lm", ("step", "_prefill_fresh", "_led")),
     "head": ("model.head", ("forward", "inverse_norms")),
+    "head.step": ("model.fused_head", ()),
 }
 
 

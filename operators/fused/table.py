@@ -13,6 +13,8 @@ STEPS = (
     "retention",
     "sliding_window",
 )
+# the part of a model beside its layers that has one too
+HEAD = "head"
 # those whose step has been measured on a GPU and found faster
 PREFERRED: tuple[str, ...] = ()
 
