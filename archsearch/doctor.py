@@ -25,6 +25,9 @@ from archsearch.operators import PHASES
 from archsearch.operators import Phase
 from archsearch.operators import backends
 from archsearch.operators.backends import Request
+from archsearch.operators.fused.dispatch import refuses_step
+from archsearch.operators.fused.table import decode_backends
+from archsearch.operators.layer import Mixer
 from archsearch.profiles.store import TableInfo
 from archsearch.profiles.store import list_tables
 from archsearch.profiles.store import read_table
@@ -120,11 +123,23 @@ def services(device: str, dtype: torch.dtype) -> Iterator[Service]:
     for module in _choosers():
         for phase in PHASES:
             request = Request(module.operator, phase, device, dtype)
-            reasons = backends.explain(module.backends, request, module.refuses)
+            reasons = _reasons(module, request)
+            offered = list(reasons)
             served = next((name for name, reason in reasons.items() if not reason), "")
-            before = module.backends[: module.backends.index(served)] if served else reasons
+            before = offered[: offered.index(served)] if served else offered
             refused = {name: reasons[name] for name in before}
             yield Service(module.operator, phase, served, refused)
+
+
+def _reasons(module: Chooser, request: Request) -> dict[str, str]:
+    """Why each backend, the fused decode step among them, cannot serve the request."""
+    if request.phase != "decode" or not isinstance(module, Mixer):
+        return backends.explain(module.backends, request, module.refuses)
+    return backends.explain(
+        decode_backends(module.operator, module.backends),
+        request,
+        lambda backend, request: refuses_step(module, backend, request),
+    )
 
 
 def _choosers() -> Iterator[Chooser]:

@@ -21,6 +21,7 @@ from importlib.util import find_spec
 import torch
 
 from archsearch.operators.base import Phase
+from archsearch.operators.fused.table import STEPS
 
 # what to install for each; "" where torch alone is enough
 PACKAGES = {
@@ -28,11 +29,14 @@ PACKAGES = {
     "mamba_ssm": "mamba-ssm",
     "causal_conv1d": "causal-conv1d",
     "flash_attn": "flash-attn",
+    "triton": "triton",
     "sdpa": "",
     "torch": "",
     "reference": "",
 }
 KNOWN = tuple(PACKAGES)
+# whose kernels Triton's interpreter runs on a CPU
+INTERPRETED = ("fla", "mamba_ssm", "triton")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,18 @@ def label(used: Mapping[str, str], operator: str) -> str:
     return "+".join([own, *sorted(parts)])
 
 
+def forced(operator: str) -> str:
+    """The backend that `override` asks for; "" where it asks for none."""
+    wanted = _forced.get() or {}
+    return wanted.get(operator, wanted.get("*", ""))
+
+
 def _forced_choice(offered: tuple[str, ...], request: Request, refuses: Refuses) -> str:
-    forced = _forced.get() or {}
-    wanted = forced.get(request.operator, forced.get("*", ""))
+    wanted = forced(request.operator)
     if wanted not in offered:
-        if request.operator in forced:
+        # a fused step serves decode alone: a prompt before it goes its own way
+        fused = wanted == "triton" and request.operator in STEPS
+        if request.operator in (_forced.get() or {}) and not fused:
             raise ValueError(
                 f"operator {request.operator!r} has no backend {wanted!r}; it has {list(offered)}"
             )
@@ -144,7 +155,7 @@ def _lacks(backend: str, device: str) -> str:
     package = PACKAGES[backend]
     if not package:
         return ""
-    if device != "cuda" and not (interpreting() and backend in ("fla", "mamba_ssm")):
+    if device != "cuda" and not (interpreting() and backend in INTERPRETED):
         return "it needs a CUDA GPU"
     if find_spec(backend) is None:
         return f"{package} is not installed"

@@ -9,6 +9,7 @@ from archsearch.profiles.schema import canonical_json
 from archsearch.profiles.schema import empty_rows
 from archsearch.profiles.schema import make_rows
 from archsearch.profiles.sources import source_hashes
+from archsearch.profiles.sources import source_name
 from archsearch.profiles.store import Table
 from archsearch.profiles.store import cache_root
 from archsearch.profiles.store import list_tables
@@ -29,4 +30,5 @@ __all__ = [
     "merge",
     "save_table",
     "source_hashes",
+    "source_name",
 ]

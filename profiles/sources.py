@@ -23,25 +23,34 @@ IRRELEVANT = ("base", "backends", "config", "cost")
 PARTS = {
     "embedding": ("model.lm", ("step", "_prefill_fresh", "_led")),
     "head": ("model.head", ("forward", "inverse_norms")),
+    "head.step": ("model.fused_head", ()),
 }
 
 
 def source_hashes(operators: Iterable[str]) -> dict[str, str]:
     """For each operator (or "embedding", "head") a hash of its module and of what that imports
-    from this package; "" for one that is not installed."""
+    from this package, for "ffn.step" (see `source_name`) of its fused step; "" for one that is
+    not there."""
     return {name: _source_hash(name) for name in operators}
+
+
+def source_name(operator: str, backend: str = "") -> str:
+    """What `source_hashes` calls the sources behind an operator's rows by one backend: those of
+    the fused decode step are more than the module's."""
+    return f"{operator}.step" if "triton" in backend.split("+") else operator
 
 
 def stale_reasons(rows: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     """For every row what it was measured with that is other now, as "flash-attn 2.7 (2.8 is
     installed)"; "" if nothing is. A package that is not installed here says nothing."""
-    measured, current = meta["sources"], source_hashes(set(rows["operator"]))
-    changed = {name: measured.get(name) != current[name] for name in current}
+    measured = meta["sources"]
     packages = {entry["id"]: entry.get("packages", {}) for entry in meta.get("sessions", [])}
-    keys = rows[["operator", "backend", "session"]].itertuples(index=False, name=None)
+    keys = list(rows[["operator", "backend", "session"]].itertuples(index=False, name=None))
+    current = source_hashes({source_name(operator, backend) for operator, backend, _ in keys})
+    changed = {name: measured.get(name) != current[name] for name in current}
     return [
         f"other sources of {operator}"
-        if changed[operator]
+        if changed[source_name(operator, backend)]
         else package_change(backend, packages.get(session, {}))
         for operator, backend, session in keys
     ]
@@ -68,8 +77,10 @@ def installed_version(package: str) -> str:
 
 @lru_cache(maxsize=256)
 def _source_hash(name: str) -> str:
-    start, functions = PARTS.get(name, (f"operators.{name}.module", ()))
-    if not name.isidentifier() or not _file(start).exists():
+    operator = name.removesuffix(".step")
+    kind = "module" if operator == name else "step"
+    start, functions = PARTS.get(name, (f"operators.{operator}.{kind}", ()))
+    if not operator.isidentifier() or not _file(start).exists():
         return ""
     digest = hashlib.sha256()
     # the model's own loop reaches everything: what is timed of it is enough

@@ -54,6 +54,7 @@ from archsearch.latency.whole import WholeModel
 from archsearch.operators import Shape
 from archsearch.profiles import Table
 from archsearch.profiles import source_hashes
+from archsearch.profiles import source_name
 from archsearch.space import ArchSpec
 from archsearch.space import load
 
@@ -187,7 +188,7 @@ def _measure_spec(
         "torch": str(torch.__version__),
         "method": METHOD,
         "git_commit": git_commit(),
-        "sources": _sources(spec),
+        "sources": _sources(spec, {}),
         "packages": backend_packages() if device.startswith("cuda") else {},
     }
     model: WholeModel | None = None
@@ -198,6 +199,7 @@ def _measure_spec(
             if model is None:
                 model = WholeModel(spec, device=device, dtype=shape.dtype)
             row |= _values(model.measure(shape, budget_s=budget_s))
+            row["sources"] = _sources(spec, row["backends"])
         except Exception as error:
             row["error"] = failure(error)
         yield row
@@ -246,8 +248,9 @@ def _check_alive(device: str, error: str) -> None:
         )
 
 
-def _sources(spec: ArchSpec) -> dict[str, str]:
-    return source_hashes({*PARTS, *(layer.operator for layer in spec.layers)})
+def _sources(spec: ArchSpec, ran: Mapping[str, str]) -> dict[str, str]:
+    names = {layer.operator for layer in spec.layers}
+    return source_hashes({*PARTS, *(source_name(name, ran.get(name, "")) for name in names)})
 
 
 @dataclass(frozen=True)

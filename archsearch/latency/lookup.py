@@ -19,10 +19,14 @@ from archsearch.latency.surface import Row
 from archsearch.latency.surface import Surface
 from archsearch.operators import Phase
 from archsearch.operators import Shape
+from archsearch.operators.fused.table import decode_backends
 from archsearch.profiles import Table
 from archsearch.profiles.schema import LATENCIES
 
-_BACKENDS = {operator.name: operator.backends for operator in operators.OPERATORS}
+_BACKENDS = {
+    operator.name: decode_backends(operator.name, operator.backends)
+    for operator in operators.OPERATORS
+}
 _VALUES = (*LATENCIES, "roofline_us", "energy_j")
 
 

@@ -39,9 +39,12 @@ from archsearch.latency.roofline import floor_us
 from archsearch.latency.shelf import Shelf
 from archsearch.latency.stack import Work
 from archsearch.latency.stack import prepare
+from archsearch.operators.fused.table import HEAD
+from archsearch.operators.fused.table import STEPS
 from archsearch.profiles import Table
 from archsearch.profiles import empty_rows
 from archsearch.profiles import source_hashes
+from archsearch.profiles import source_name
 from archsearch.profiles.store import META_FILE
 from archsearch.profiles.store import is_current
 from archsearch.profiles.store import read_table
@@ -252,6 +255,8 @@ def _with_session(
         known = {} if ceilings is None else ceilings.to_dict()
         sessions.append(session(number, meta, known))
     names = {*old.rows["operator"], *(case.operator for case in todo)}
+    # a row that the fused step was measured for depends on its sources too
+    names |= {source_name(name, "triton") for name in names.intersection((*STEPS, HEAD))}
     meta = {**meta, "sources": source_hashes(names), "sessions": sessions}
     return Table(old.name, old.rows, meta, old.path), number
 

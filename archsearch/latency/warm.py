@@ -21,6 +21,7 @@ from archsearch.latency.cases import Case
 from archsearch.latency.plan import in_groups
 from archsearch.latency.shelf import Shelf
 from archsearch.latency.stack import make_slots
+from archsearch.operators.fused.table import PREFERRED
 
 # done, total, remaining seconds
 OnProgress = Callable[[int, int, float], None]
@@ -64,7 +65,8 @@ def warm(
 
 def to_compile(cases: Iterable[Case]) -> list[list[Case]]:
     """Per group of cases with compiled kernels: of each phase the smallest with one row, and the
-    smallest with more, since kernels are specialised on a size of one."""
+    smallest with more, since kernels are specialised on a size of one; of fused decode steps one
+    of every batch."""
     return [
         [case for _, phase in groupby(group, key=lambda case: case.phase) for case in _few(phase)]
         for group in in_groups(case for case in cases if _compiles(case.operator))
@@ -72,9 +74,11 @@ def to_compile(cases: Iterable[Case]) -> list[list[Case]]:
 
 
 def _few(cases: Iterable[Case]) -> list[Case]:
-    found: dict[bool, Case] = {}
+    found: dict[int, Case] = {}
     for case in cases:
-        found.setdefault(case.batch > 1, case)
+        # our own kernels have blocks by batch
+        own = case.phase == "decode" and case.operator in PREFERRED
+        found.setdefault(case.batch if own else min(case.batch, 2), case)
     return list(found.values())
 
 
@@ -97,7 +101,7 @@ def run_group(cases: list[Case], device: str, deadline: float | None) -> bool:
 def _compiles(operator: str) -> bool:
     if operator in PARTS:
         return False
-    return not {*COMPILED}.isdisjoint(operators.get(operator).backends)
+    return operator in PREFERRED or not {*COMPILED}.isdisjoint(operators.get(operator).backends)
 
 
 def _take_turns(lock: Any) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch import nn
 
 from archsearch.operators.common.norm import RMSNorm
+from archsearch.operators.fused.dispatch import find_step
 from archsearch.operators.layer import Mixer
 from archsearch.operators.layer import State
 from archsearch.operators.sequence import SequenceInfo
@@ -28,7 +29,10 @@ class Layer(nn.Module):
 
     def step(self, h: Tensor, state: State, position: Tensor, active: Tensor) -> Tensor:
         """Residual stream h[B,H] in and out: decode of one token per active row."""
-        return self.mixer.step(h, state, position, active, self.norm)
+        run = find_step(self.mixer, self.norm, h)
+        if run is None:
+            return self.mixer.step(h, state, position, active, self.norm)
+        return run(self.mixer, self.norm, h.contiguous(), state, position, active)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """The norm begins at one, the mixer as it says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,12 +154,13 @@ def test_a_table_of_another_torch_is_set_aside(
 def test_stale_rows_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = latency.cases_for_spec(SPEC, [DECODE])
     quick(cases, tmp_path / "mine")
-    hashes = sweep.source_hashes([case.operator for case in cases])
-    changed = {**hashes, "ffn": "changed"}
+    hashes = sweep.source_hashes
+
+    def changed(names: Iterable[str]) -> dict[str, str]:
+        return {name: "changed" if name == "ffn" else hashes([name])[name] for name in names}
+
     for module in ("archsearch.latency.sweep", "archsearch.profiles.sources"):
-        monkeypatch.setattr(
-            f"{module}.source_hashes", lambda names: {name: changed[name] for name in names}
-        )
+        monkeypatch.setattr(f"{module}.source_hashes", changed)
     measured = []
     real = sweep.measure_case
     monkeypatch.setattr(

@@ -1,0 +1,1 @@
+"""Decode steps of our own: Triton kernels with which a layer takes two or three launches."""

@@ -1,0 +1,94 @@
+"""How a product is cut into programs: found by `experiments/fused-decode` where it was tuned,
+otherwise by rule.
+
+Legend: B rows of the batch, N rows of the weights, K columns of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parent.parent / "tuned"
+# what one program of several rows holds
+MOST_ROWS = 64
+LEAST_ROWS = 16
+# an H200 has 132 multiprocessors
+PROCESSORS = 132
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A program's share: m rows of the batch, n of the weights, k columns at a time; with how
+    many warps, stages of loads, and columns fetched ahead. The columns of a "residual" product
+    of several rows may be split over programs, whose parts a kernel more adds up."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int = 1
+    ahead: int = 0
+    splits: int = 1
+
+
+# settings by key ("*": of every product) that go before all others, for tuning and tests
+forced: ContextVar[Mapping[str, Blocks] | None] = ContextVar("forced_blocks", default=None)
+
+
+def blocks_for(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype) -> Blocks:
+    """The setting for `rows` rows of weights of `width` columns times `batch` inputs."""
+    name, wanted = key(epilogue, batch, rows, width), forced.get() or {}
+    setting = wanted.get(name) or wanted.get("*")
+    # they were found for 16-bit weights
+    if setting is None and dtype != torch.float32 and torch.cuda.is_available():
+        setting = _tuned(torch.cuda.get_device_capability()).get(name)
+    return setting or by_rule(epilogue, batch, rows, width, dtype)
+
+
+def key(epilogue: str, batch: int, rows: int, width: int) -> str:
+    """What a tuned setting is kept under: settings for 32 rows serve 17 to 32."""
+    return f"{epilogue}:{power_of_2(batch)}:{rows}:{width}"
+
+
+def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype) -> Blocks:
+    """A setting that works everywhere."""
+    if batch == 1:
+        columns = next((k for k in (1024, 512) if width % k == 0), min(power_of_2(width), 1024))
+        share = 4 if epilogue == "swiglu" or rows < 16 * PROCESSORS else 8
+        # a kernel that moves little stands before: its time is for the weights after it
+        ahead = min(power_of_2(width - columns), 2048) if epilogue == "residual" else 0
+        return Blocks(1, share, columns, 8 if columns == 1024 else 4, ahead=ahead)
+    m = min(max(LEAST_ROWS, power_of_2(batch)), MOST_ROWS)
+    if dtype == torch.float32:
+        return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
+    if rows < 32 * PROCESSORS:
+        # few programs: each has to have much on its way
+        columns = min(max(16, power_of_2(width)), 256 if m == 32 else 128)
+        stages, ahead = 4 if columns == 256 else 6, min(power_of_2(width), 4096)
+        return Blocks(m, 16, columns, max(m // 8, 2), stages, ahead)
+    columns = min(max(16, power_of_2(width)), 128)
+    if rows < 256 * PROCESSORS:
+        return Blocks(m, 32, columns, max(m // 8, 4), stages=4, ahead=512)
+    # many rows: what is read of the inputs shall be less than what is read of the weights
+    return Blocks(m, 64, columns, max(m // 8, 4), stages=3, ahead=512)
+
+
+def power_of_2(size: int) -> int:
+    """The least power of two that is not below `size`; 0 where that is not positive."""
+    return 1 << (size - 1).bit_length() if size > 0 else 0
+
+
+@lru_cache(maxsize=4)
+def _tuned(capability: tuple[int, int]) -> dict[str, Blocks]:
+    file = FOLDER / f"products_sm{capability[0]}{capability[1]}.json"
+    with suppress(FileNotFoundError):
+        return {name: Blocks(*values) for name, values in json.loads(file.read_text()).items()}
+    return {}

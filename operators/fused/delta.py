@@ -1,0 +1,148 @@
+"""The delta rule for one token, state in place: unit keys and queries, write strength and decay
+from their logits, and the norm of the heads where a program holds a whole one.
+
+Legend: B rows, N key heads, G value heads, K key width, V value width.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from archsearch.operators.common.delta_rule import L2_EPS
+from archsearch.operators.common.norm import RMSNorm
+from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import early
+from archsearch.operators.fused.device import launch_options
+from archsearch.operators.fused.device import softplus
+from archsearch.operators.fused.device import wait
+from archsearch.operators.fused.device import wait_if_alone
+from archsearch.operators.fused.heads import STAGES
+from archsearch.operators.fused.heads import Cut
+from archsearch.operators.fused.heads import norm_head
+
+
+@triton.jit(do_not_specialize=["early"])
+def delta_kernel(
+    inputs,
+    a_log,
+    dt_bias,
+    norm,
+    state,
+    active,
+    out,
+    early,
+    STRIDE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_HEAD: tl.constexpr,
+    TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+    DECAYS: tl.constexpr,
+    GATED: tl.constexpr,
+    WHOLE: tl.constexpr,
+    EPS: tl.constexpr,
+    UNIT_EPS: tl.constexpr,
+    SCALE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """A program owns TILES times BLOCK_V columns of one head's state [K,V] in one row."""
+    pid = tl.program_id(0)
+    row, head = pid // HEADS, pid % HEADS
+    k = tl.arange(0, BLOCK_K)
+    v = tl.program_id(1) * (TILES * BLOCK_V) + tl.arange(0, BLOCK_V)
+    k_ok = k < K
+    tile = state + pid.to(tl.int64) * (K * V) + k[:, None] * V + v[None, :]
+    out += pid.to(tl.int64) * V
+    wait_if_alone(early, DEPENDENT)
+    if TILES == 1:
+        mask = k_ok[:, None] & (v < V)[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
+    takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
+    wait(DEPENDENT)
+    here = inputs + row.to(tl.int64) * STRIDE
+    shared = k + (head // GROUP) * K
+    query = tl.load(here + COLUMNS[0] + shared, mask=k_ok, other=0.0).to(tl.float32)
+    key = tl.load(here + COLUMNS[1] + shared, mask=k_ok, other=0.0).to(tl.float32)
+    beta = tl.sigmoid(tl.load(here + COLUMNS[3] + head).to(tl.float32))
+    query *= SCALE / tl.sqrt(tl.sum(query * query, 0) + UNIT_EPS)
+    key *= 1.0 / tl.sqrt(tl.sum(key * key, 0) + UNIT_EPS)
+    decay = 1.0
+    if DECAYS:
+        step = tl.load(here + COLUMNS[4] + head).to(tl.float32)
+        step = softplus(step + tl.load(dt_bias + head).to(tl.float32))
+        decay = tl.exp(-tl.exp(tl.load(a_log + head).to(tl.float32)) * step)
+    for i in tl.range(0, TILES, num_stages=STAGES):
+        at = i * BLOCK_V
+        v_ok = at + v < V
+        mask = k_ok[:, None] & v_ok[None, :]
+        s = first if TILES == 1 else tl.load(tile + at, mask=mask, other=0.0)
+        s = s.to(tl.float32) * decay
+        value = here + COLUMNS[2] + head * V + at + v
+        value = tl.load(value, mask=v_ok, other=0.0).to(tl.float32)
+        correction = beta * (value - tl.sum(s * key[:, None], 0))
+        s += key[:, None] * correction[None, :]
+        o = tl.sum(s * query[:, None], 0)
+        tl.store(tile + at, s.to(state.dtype.element_ty), mask=mask & takes_part)
+        tl.store(out + at + v, o.to(out.dtype.element_ty), mask=v_ok)
+    if WHOLE:
+        norm_head(out, norm, here + COLUMNS[5] + head * V, V, BLOCK_HEAD, EPS, GATED)
+
+
+def delta_step(
+    inputs: Tensor,
+    columns: tuple[int, int, int, int, int, int],
+    state: Tensor,
+    active: Tensor,
+    *,
+    norm: RMSNorm,
+    key_heads: int,
+    cut: Cut,
+    decay: tuple[Tensor, ...],
+    gated: bool,
+) -> Tensor:
+    """Output [B,G*V] of one token, state[B,G,K,V] moving on in the `active`[B] rows. Of
+    inputs[B,*], queries, keys, values and the logits of write strength, decay and output gate
+    begin at `columns`; decay = (A_log, dt_bias), [G] each,
+    or nothing."""
+    batch, heads, keys, values = state.shape
+    out = inputs.new_empty(batch, heads * values)
+    with torch.cuda.device(state.device) if state.is_cuda else nullcontext():
+        delta_kernel[(batch * heads, -(-values // (cut.tiles * cut.columns)))](
+            inputs,
+            *(decay or (None, None)),
+            norm.weight,
+            state,
+            active,
+            out,
+            early(),
+            STRIDE=inputs.stride(0),
+            COLUMNS=columns,
+            HEADS=heads,
+            GROUP=heads // key_heads,
+            K=keys,
+            V=values,
+            BLOCK_K=power_of_2(keys),
+            BLOCK_V=cut.columns,
+            BLOCK_HEAD=power_of_2(values),
+            TILES=cut.tiles,
+            STAGES=STAGES,
+            DECAYS=bool(decay),
+            GATED=gated,
+            WHOLE=cut.whole,
+            EPS=norm.eps,
+            UNIT_EPS=L2_EPS,
+            SCALE=keys**-0.5,
+            num_warps=cut.warps,
+            **launch_options(),
+        )
+    return out

@@ -1,0 +1,101 @@
+"""What all kernels of the fused step share: programmatic dependent launch, and small formulas.
+
+Dependent launch lets a kernel start while the one before it in the stream still runs. Each of
+our kernels therefore keeps to one order: (1) fetch what the kernel right before it does not
+write, that is weights and what it keeps itself from one decode step to the next; (2) `wait`,
+which returns when the kernels before are complete and their writes visible; (3) let the next
+one start; (4) read inputs, compute, and only now write. Why this is safe:
+
+- every program waits before it ends, so that a complete kernel means that all before it are
+  complete, however early it started;
+- the next kernel is let in after the wait, not before: when a kernel starts, everything up to
+  its last but one predecessor is complete, so that (1) may read what those wrote;
+- nothing is written before the wait: memory that the allocator hands from one step of the chain
+  to a later one is not overwritten while somebody still reads it.
+
+What (1) reads and a kernel of an earlier step wrote is loaded past the L1 (`.cg`): nobody promises
+that a kernel which starts early finds its multiprocessor's L1 empty.
+
+A kernel that is no graph's (`early` is 0) waits before (1): the kernel before it may be anything,
+one that has just written the weights, for example. In a graph the first kernel is in order with
+all that came before, and nothing in a decode step writes weights.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_wait
+
+from archsearch.operators.backends import interpreting
+from archsearch.operators.backends import is_hopper
+
+SWITCH = "ARCHSEARCH_DEPENDENT"
+
+
+def launch_options() -> dict[str, bool]:
+    """Keywords of every launch: whether kernels are launched dependently, as they are on a Hopper
+    GPU unless ARCHSEARCH_DEPENDENT=0."""
+    dependent = not interpreting() and is_hopper() and os.environ.get(SWITCH) != "0"
+    return {"DEPENDENT": True, "launch_pdl": True} if dependent else {"DEPENDENT": False}
+
+
+def early() -> int:
+    """1 where kernels may fetch weights before the kernels ahead are complete."""
+    return int(torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+@triton.jit
+def wait_if_alone(early, DEPENDENT: tl.constexpr):
+    """Wait ahead of (1) where the kernel before may be anybody's."""
+    # the first is known when the kernel is compiled, the second when it runs
+    if DEPENDENT:  # noqa: SIM102
+        if early == 0:
+            gdc_wait()
+
+
+@triton.jit
+def wait(DEPENDENT: tl.constexpr):
+    """Steps (2) and (3)."""
+    if DEPENDENT:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def prefetch(pointers):
+    """Bring the cache lines at these addresses to the L2."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [pointers.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def silu(x):
+    """x * sigmoid(x) in fp32."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) in fp32, exact for very negative x too."""
+    grown = tl.exp(tl.minimum(x, 20.0))
+    total = 1.0 + grown
+    # what 1 + grown rounds off comes back by the quotient
+    exact = tl.log(total) * (grown / tl.where(total == 1.0, 1.0, total - 1.0))
+    return tl.where(x > 20.0, x, tl.where(total == 1.0, grown, exact))
+
+
+@triton.jit
+def rounded(x, LIKE: tl.constexpr):
+    """x as the dtype LIKE holds it, in fp32: where the plain step rounds, so does this one."""
+    return x.to(LIKE).to(tl.float32)

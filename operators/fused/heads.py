@@ -1,0 +1,92 @@
+"""Parts of the kernels that work on heads, and how a head is cut into programs.
+
+Legend: B rows, N heads, K key width, V value width, D width of a rotated vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from archsearch.operators.fused.blocks import PROCESSORS
+from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import rounded
+from archsearch.operators.fused.device import silu
+
+# entries of a state that a program holds at once
+ENTRIES = 4096
+# columns of a state below which memory is read in pieces too small
+LEAST_COLUMNS = 16
+# widths that `gemv` can norm head by head on its way in
+WIDEST_NORM = 512
+# tiles of a state on their way to a program that works through several
+STAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Programs of `tiles` times `columns` state columns each, with `warps`; `whole`: that is the
+    head, whose norm the program computes too. Otherwise the product after it does."""
+
+    columns: int
+    tiles: int
+    warps: int
+    whole: bool
+
+
+def cut(batch: int, heads: int, keys: int, values: int) -> Cut:
+    """How to cut states [B,N,K,V]: one row alone is spread over the GPU, several are not."""
+    columns, rows = power_of_2(values), power_of_2(keys)
+    whole = batch > 1 or columns != values or values > WIDEST_NORM
+    while columns > LEAST_COLUMNS and (
+        rows * columns > ENTRIES or (not whole and heads * (values // columns) < PROCESSORS // 2)
+    ):
+        columns //= 2
+    tiles = -(-values // columns) if whole else 1
+    return Cut(columns, tiles, warps_for(rows * columns), whole)
+
+
+def warps_for(entries: int) -> int:
+    """So many warps that a thread holds some 32 entries of a tile."""
+    return min(max(power_of_2(entries) // 1024, 1), 8)
+
+
+@triton.jit
+def norm_head(
+    out, norm, gate, V: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr
+):
+    """Replace a head's outputs [V], which this program has written, by their RMS norm, times
+    silu(gate) where there is one."""
+    kind = out.dtype.element_ty
+    v = tl.arange(0, BLOCK)
+    ok = v < V
+    # what other threads of the program wrote
+    tl.debug_barrier()
+    o = tl.load(out + v, mask=ok, other=0.0).to(tl.float32)
+    o = rounded(o * (1.0 / tl.sqrt(tl.sum(o * o, 0) / V + EPS)), kind)
+    o = rounded(o * tl.load(norm + v, mask=ok, other=0.0).to(tl.float32), kind)
+    if GATED:
+        opened = silu(tl.load(gate + v, mask=ok, other=0.0).to(tl.float32))
+        o = o * rounded(opened, kind)
+    tl.debug_barrier()
+    tl.store(out + v, o.to(kind), mask=ok)
+
+
+@triton.jit
+def rotated(x, other, cos, sin, d, D: tl.constexpr, LIKE: tl.constexpr):
+    """x[...,D] turned, where `other` holds each entry's partner D/2 away; cos and sin point to
+    the tables [D/2] of the position."""
+    angle = d % (D // 2)
+    ok = d < D
+    c = rounded(tl.load(cos + angle, mask=ok, other=0.0), LIKE)
+    s = rounded(tl.load(sin + angle, mask=ok, other=0.0), LIKE)
+    s = tl.where(d < D // 2, -s, s)
+    return rounded(rounded(x * c, LIKE) + rounded(other * s, LIKE), LIKE)
+
+
+@triton.jit
+def partner(d, D: tl.constexpr):
+    """The entry that a rotation pairs with entry d."""
+    return tl.where(d < D // 2, d + D // 2, d - D // 2)

@@ -1,0 +1,230 @@
+"""Launching the products of `gemv`: what stands before and after them, by name.
+
+Legend: B rows, H hidden size, K input width, N output width, C channels, W width of a norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archsearch.operators.common.conv import ShortConv
+from archsearch.operators.common.norm import RMSNorm
+from archsearch.operators.fused.blocks import Blocks
+from archsearch.operators.fused.blocks import blocks_for
+from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import early
+from archsearch.operators.fused.device import launch_options
+from archsearch.operators.fused.gemv import LINE
+from archsearch.operators.fused.gemv import gather_kernel
+from archsearch.operators.fused.gemv import matrix_kernel
+from archsearch.operators.fused.gemv import vector_kernel
+from archsearch.operators.fused.heads import Cut
+
+# inputs of a convolution that the kernels hold
+MOST_TAPS = 4
+# columns that a program adds up the parts of
+GATHERED = 512
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm with weights [W] over every W inputs (all of them: `of`)."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: RMSNorm) -> Norm:
+        """The norm of a module."""
+        return cls(norm.weight, norm.eps)
+
+
+@dataclass(frozen=True)
+class Convs:
+    """Short convolutions with SiLU behind the first projections, their states [B,C,taps-1]."""
+
+    modules: Sequence[ShortConv]
+    states: Sequence[Tensor]
+
+
+def project(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    norm: Norm | None = None,
+    biases: Sequence[Tensor] | None = None,
+    convs: Convs | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """norm(x[B,K]) times each of the weights[N,K], side by side in one [B, sum of N]; the
+    convolutions' states move on in the `active`[B] rows."""
+    out = x.new_empty(len(x), sum(len(weight) for weight in weights), dtype=weights[0].dtype)
+    _launch(x, weights, out, "store", norm, biases=biases, convs=convs, active=active)
+    return out
+
+
+def feed_forward(x: Tensor, gate: Tensor | None, up: Tensor, norm: Norm) -> Tensor:
+    """silu(gate y) * up y, or without a gate relu(up y)^2, in [B,N] of y = norm(x[B,K])."""
+    weights = (up,) if gate is None else (gate, up)
+    out = x.new_empty(len(x), len(up))
+    _launch(x, weights, out, "relu2" if gate is None else "swiglu", norm)
+    return out
+
+
+def write_back(
+    x: Tensor,
+    weight: Tensor,
+    h: Tensor,
+    active: Tensor,
+    *,
+    norm: Norm | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """h[B,H] plus weight[H,K] times x[B,K] in the `active`[B] rows, h in the others; x normed
+    and then multiplied by silu(gate[B,K]) first, where they are given."""
+    out = torch.empty_like(h)
+    _launch(x, (weight,), out, "residual", norm, gate=gate, h=h, active=active)
+    return out
+
+
+def project_heads(
+    o: Tensor,
+    weight: Tensor,
+    h: Tensor,
+    active: Tensor,
+    *,
+    plan: Cut,
+    norm: RMSNorm,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """`write_back` of the heads' outputs o[B,N*V], normed and multiplied by silu(gate[B,N*V])
+    where the kernel that made them has not done so."""
+    if plan.whole:
+        return write_back(o, weight, h, active)
+    return write_back(o, weight, h, active, norm=Norm.of(norm), gate=gate)
+
+
+def logits(x: Tensor, weight: Tensor, norm: Norm, inverse_norms: Tensor | None) -> Tensor:
+    """fp32 logits[B,V] of norm(x[B,H]), times `inverse_norms`[V]."""
+    out = x.new_empty(len(x), len(weight), dtype=torch.float32)
+    _launch(x, (weight,), out, "head", norm, inverse=inverse_norms)
+    return out
+
+
+def _launch(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    out: Tensor,
+    epilogue: str,
+    norm: Norm | None,
+    **given: Any,
+) -> None:
+    batch, width = x.shape
+    sizes = [len(weight) for weight in weights]
+    paired = epilogue == "swiglu"
+    blocks = blocks_for(epilogue, batch, sum(sizes), width, weights[0].dtype)
+    if norm is not None and len(norm.weight) < width:
+        # whole heads at a time
+        blocks = replace(blocks, k=max(blocks.k, len(norm.weight)))
+    convs: Convs | None = given.get("convs")
+    biases = given.get("biases")
+    grid, layout = _layout(batch, [sizes[0]] if paired else sizes, width, blocks)
+    kernel = vector_kernel if batch == 1 else matrix_kernel
+    splits = blocks.splits if batch > 1 and epilogue == "residual" else 1
+    parts = (
+        x.new_empty(splits, batch * (sizes[0] + 1), dtype=torch.float32) if splits > 1 else None
+    )
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        kernel[(*grid, splits)](
+            x,
+            None if norm is None else norm.weight,
+            given.get("gate"),
+            tuple(weights),
+            None if biases is None else tuple(biases),
+            *_conv_tensors(convs),
+            given.get("h"),
+            given.get("active"),
+            given.get("inverse"),
+            out if parts is None else parts,
+            early(),
+            batch,
+            K=width,
+            X_STRIDE=x.stride(0),
+            OUT_STRIDE=out.stride(0),
+            **layout,
+            CONVS=0 if convs is None else len(convs.modules),
+            TAPS=0 if convs is None else convs.modules[0].kernel,
+            W=0 if norm is None else len(norm.weight),
+            NORM_LINES=0 if norm is None else power_of_2(-(-len(norm.weight) // LINE.value)),
+            EPS=0.0 if norm is None else norm.eps,
+            EPILOGUE=epilogue,
+            BLOCK_N=blocks.n,
+            BLOCK_K=blocks.k,
+            AHEAD=blocks.ahead,
+            SPLITS=splits,
+            num_warps=blocks.warps,
+            num_stages=blocks.stages,
+            **launch_options(),
+        )
+        if parts is not None:
+            _gather(parts, given["h"], given["active"], out, width, norm)
+
+
+def _gather(
+    parts: Tensor, h: Tensor, active: Tensor, out: Tensor, width: int, norm: Norm | None
+) -> None:
+    """Write h plus the sums of a split product's `parts` to `out`[B,H]."""
+    batch, size = h.shape
+    # fp16 inputs are scaled before they are multiplied
+    scaled = norm is not None and h.dtype != torch.float16
+    gather_kernel[(batch, -(-size // GATHERED))](
+        parts,
+        h,
+        active,
+        out,
+        batch,
+        N=size,
+        K=width,
+        SPLITS=len(parts),
+        SCALED=scaled,
+        EPS=0.0 if norm is None else norm.eps,
+        BLOCK_N=GATHERED,
+        num_warps=4,
+        **launch_options(),
+    )
+
+
+def _layout(
+    batch: int, sizes: list[int], width: int, blocks: Blocks
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    """The grid, and how its programs are dealt to matrices of `sizes` rows."""
+    counts = [-(-size // blocks.n) for size in sizes]
+    ends = list(accumulate(counts))
+    even = width % blocks.k == 0 and all(size % blocks.n == 0 for size in sizes)
+    return (ends[-1], -(-batch // blocks.m)), {
+        "SIZES": tuple(sizes),
+        "STARTS": (0, *ends),
+        "COUNT": len(sizes),
+        "EVEN": even,
+        "BLOCK_M": blocks.m,
+    }
+
+
+def _conv_tensors(convs: Convs | None) -> tuple[Any, Any, Any]:
+    """Weights, biases and states, as the kernels take them."""
+    if convs is None:
+        return None, None, None
+    biases = [module.bias for module in convs.modules]
+    return (
+        tuple(module.weight for module in convs.modules),
+        None if biases[0] is None else tuple(biases),
+        tuple(convs.states),
+    )

@@ -1,0 +1,27 @@
+"""Which operators have a fused decode step (`operators/<op>/step.py`), and for which of them it
+runs unless another backend is asked for. Imports no torch."""
+
+from __future__ import annotations
+
+STEPS = (
+    "attention",
+    "deltanet",
+    "ffn",
+    "gated_deltanet",
+    "gla",
+    "mamba2",
+    "retention",
+    "sliding_window",
+)
+# the part of a model beside its layers that has one too
+HEAD = "head"
+# those whose step has been measured on a GPU and found faster
+PREFERRED: tuple[str, ...] = ()
+
+
+def decode_backends(operator: str, backends: tuple[str, ...]) -> tuple[str, ...]:
+    """The `backends` of an operator's decode step in order of preference, the fused one among
+    them where there is one."""
+    if operator not in STEPS:
+        return backends
+    return ("triton", *backends) if operator in PREFERRED else (*backends, "triton")

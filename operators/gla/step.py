@@ -1,0 +1,49 @@
+"""One decode step of a whole GLA layer in three launches: norm and projections; decay gates and
+recurrence; norm of the heads, gate, projection and add.
+
+Legend: B rows, H hidden size, N heads, K key width, V value width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from archsearch.operators.common.norm import RMSNorm
+from archsearch.operators.fused.heads import cut
+from archsearch.operators.fused.linear import Gates
+from archsearch.operators.fused.linear import linear_step
+from archsearch.operators.fused.products import Norm
+from archsearch.operators.fused.products import project
+from archsearch.operators.fused.products import project_heads
+from archsearch.operators.gla.module import GLA
+from archsearch.operators.layer import State
+
+
+def step(
+    mixer: GLA, norm: RMSNorm, h: Tensor, state: State, position: Tensor, active: Tensor
+) -> Tensor:
+    """`Mixer.step` of h[B,H]."""
+    projections = (mixer.q_proj, mixer.k_proj, mixer.v_proj, mixer.g_proj, mixer.decay_down)
+    inputs = project(h, [each.weight for each in projections], norm=Norm.of(norm))
+    memory = state["recurrent"]
+    _, heads, keys, values = memory.shape
+    gate = heads * (2 * keys + values)
+    plan = cut(len(h), heads, keys, values)
+    o = linear_step(
+        inputs,
+        (0, heads * keys, 2 * heads * keys, gate, gate + heads * values),
+        memory,
+        active,
+        norm=mixer.norm,
+        cut=plan,
+        decay=Gates(mixer.decay_up.weight, mixer.decay_up.bias, mixer.gate_normalizer),
+    )
+    opened = inputs[:, gate : gate + heads * values]
+    return project_heads(
+        o, mixer.o_proj.weight, h, active, plan=plan, norm=mixer.norm, gate=opened
+    )
+
+
+def refuses(mixer: GLA) -> str:
+    """Why this layer's step has no kernels; "" if it has."""
+    return ""
