@@ -50,9 +50,8 @@ def record(
 
     With `fast_end`, and where the GPU can, the graph ends in an empty kernel in dependent
     launch, which lets all others follow each other faster: see `archsearch.dependent_launch`.
-    Raises whatever
-    `fn` raises; from its second call on that includes a RuntimeError where it makes the host
-    wait for the device, which no graph can hold.
+    Raises whatever `fn` raises; from its second call on that includes a RuntimeError where it
+    makes the host wait for the device, which no graph can hold.
     """
     import torch
 

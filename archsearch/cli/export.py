@@ -26,7 +26,7 @@ def export(
         return
     if out.exists() and not force:
         raise ValueError(f"{out} exists: give --force to overwrite it, or another --out")
-    from archsearch.files import write_atomic
+    from archsearch.files import write_text
 
-    write_atomic(out, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(out, text)
     typer.echo(f"wrote {out}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from archsearch.files import write_atomic
+from archsearch.files import write_text
 from archsearch.report import figures
 from archsearch.report.html import page
 from archsearch.search import Run
@@ -22,5 +23,5 @@ def write(run: Run) -> list[Path]:
 def write_page(run: Run, path: Path) -> Path:
     """Write the page alone to `path`; raises OSError."""
     text = page(run)
-    write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(path, text)
     return path

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from archsearch.files import told
 from archsearch.files import write_atomic
+from archsearch.files import write_text
 from archsearch.names import suggestion
 from archsearch.search.config import RunConfig
 from archsearch.search.config import difference
@@ -86,7 +87,7 @@ class Run:
         write_atomic(self.path / FRONT, lambda file: frame.to_parquet(file, index=False))
         best = [str(row["spec"]) for row in rows if row["role"] == "best"]
         if best:
-            write_atomic(self.path / BEST, lambda file: file.write_text(best[0] + "\n"))
+            write_text(self.path / BEST, best[0] + "\n")
 
 
 def open_run(

@@ -6,7 +6,6 @@ Legend: B rows, N heads, G key/value heads, D head width, S slots of the cache.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from archsearch.operators.fused.blocks import PROCESSORS
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
+from archsearch.operators.fused.device import on_device
 from archsearch.operators.fused.device import prefetch
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import wait
@@ -245,7 +245,7 @@ def attend_step(
             state.shared["arrived"] = arrived
     shared, width_held = power_of_2(num_heads // kv_heads), max(power_of_2(width), LEAST_HEADS)
     tile = TILE // 2 if keys.dtype == torch.float32 else TILE
-    with torch.cuda.device(keys.device) if keys.is_cuda else nullcontext():
+    with on_device(keys):
         attend_kernel[(batch * kv_heads, splits)](
             inputs,
             None if norms is None else norms.query.weight,

@@ -6,9 +6,6 @@ Legend: B rows, N key heads, G value heads, K key width, V value width.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,6 +15,7 @@ from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
+from archsearch.operators.fused.device import on_device
 from archsearch.operators.fused.device import softplus
 from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
@@ -116,7 +114,7 @@ def delta_step(
     or nothing."""
     batch, heads, keys, values = state.shape
     out = inputs.new_empty(batch, heads * values)
-    with torch.cuda.device(state.device) if state.is_cuda else nullcontext():
+    with on_device(state):
         delta_kernel[(batch * heads, -(-values // (cut.tiles * cut.columns)))](
             inputs,
             *(decay or (None, None)),

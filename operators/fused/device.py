@@ -24,10 +24,13 @@ all that came before, and nothing in a decode step writes weights.
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
+from contextlib import nullcontext
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 from triton.language.extra.cuda import gdc_wait
 
@@ -35,6 +38,11 @@ from archsearch.operators.backends import interpreting
 from archsearch.operators.backends import is_hopper
 
 SWITCH = "ARCHSEARCH_DEPENDENT"
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Kernels are launched where `tensor` is; on a CPU Triton's interpreter runs them."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def launch_options() -> dict[str, bool]:

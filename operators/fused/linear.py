@@ -6,10 +6,8 @@ Legend: B rows, N heads, K key width, V value width, R rank of the gates.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,6 +16,7 @@ from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
+from archsearch.operators.fused.device import on_device
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import softplus
 from archsearch.operators.fused.device import wait
@@ -154,7 +153,7 @@ def linear_step(
     out = inputs.new_empty(batch, heads * values)
     fixed, gates = (decay, None) if isinstance(decay, Fixed) else (None, decay)
     rank = gates.up.shape[1] if gates else 0
-    with torch.cuda.device(state.device) if state.is_cuda else nullcontext():
+    with on_device(state):
         linear_kernel[(batch * heads, -(-values // (cut.tiles * cut.columns)))](
             inputs,
             *((fixed.log_decay, fixed.cos, fixed.sin, fixed.position) if fixed else (None,) * 4),

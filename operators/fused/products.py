@@ -6,7 +6,6 @@ Legend: B rows, H hidden size, K input width, N output width, C channels, W widt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from dataclasses import replace
 from itertools import accumulate
@@ -22,6 +21,7 @@ from archsearch.operators.fused.blocks import blocks_for
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
+from archsearch.operators.fused.device import on_device
 from archsearch.operators.fused.gemv import LINE
 from archsearch.operators.fused.gemv import gather_kernel
 from archsearch.operators.fused.gemv import matrix_kernel
@@ -142,7 +142,7 @@ def _launch(
     parts = (
         x.new_empty(splits, batch * (sizes[0] + 1), dtype=torch.float32) if splits > 1 else None
     )
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device(x):
         kernel[(*grid, splits)](
             x,
             None if norm is None else norm.weight,

@@ -6,8 +6,6 @@ Legend: B rows, N heads, G groups, P head width, K state width.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 import triton
 import triton.language as tl
@@ -17,6 +15,7 @@ from archsearch.operators.fused.blocks import PROCESSORS
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
+from archsearch.operators.fused.device import on_device
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import silu
 from archsearch.operators.fused.device import softplus
@@ -100,7 +99,7 @@ def ssd_step(
     # several rows are read by many programs of the product after this
     kind = torch.float32 if batch == 1 else inputs.dtype
     out = inputs.new_empty(batch, count * width, dtype=kind)
-    with torch.cuda.device(state.device) if state.is_cuda else nullcontext():
+    with on_device(state):
         ssd_kernel[(batch * count, -(-width // rows))](
             inputs,
             *heads,
