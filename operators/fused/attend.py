@@ -153,15 +153,14 @@ def attend_kernel(
     cache = (row.to(tl.int64) * slots * G + group) * D
     table = tl.minimum(at, length - 1) * (D // 2)
     if DEPENDENT:
-        prefetch(cos + table + d % (D // 2))
-        prefetch(sin + table + d % (D // 2))
+        prefetch(cos + table, D // 2 * cos.dtype.element_ty.primitive_bitwidth // 8)
+        prefetch(sin + table, D // 2 * sin.dtype.element_ty.primitive_bitwidth // 8)
         if q_norm is not None:
-            prefetch(q_norm + d % D)
-            prefetch(k_norm + d % D)
-        lines = tl.minimum(split * share + s, slots - 1)[:, None].to(tl.int64) * (G * D)
-        lines += cache + (tl.arange(0, BLOCK_D // 16) * 16 % D)[None, :]
-        prefetch(keys + lines)
-        prefetch(values + lines)
+            prefetch(q_norm, D * kind.primitive_bitwidth // 8)
+            prefetch(k_norm, D * kind.primitive_bitwidth // 8)
+        first_tile = tl.minimum(split * share + s, slots - 1).to(tl.int64) * (G * D)
+        prefetch(keys + cache + first_tile, D * kind.primitive_bitwidth // 8)
+        prefetch(values + cache + first_tile, D * kind.primitive_bitwidth // 8)
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
     heads = group * (N // G) + lanes

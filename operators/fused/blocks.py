@@ -18,8 +18,10 @@ import torch
 
 FOLDER = Path(__file__).parent.parent / "tuned"
 # what one program of several rows holds
-MOST_ROWS = 64
+MOST_ROWS = 128
 LEAST_ROWS = 16
+# shares of the columns
+MOST_SPLITS = 4
 # an H200 has 132 multiprocessors
 PROCESSORS = 132
 
@@ -63,22 +65,21 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     if batch == 1:
         columns = next((k for k in (1024, 512) if width % k == 0), min(power_of_2(width), 1024))
         share = 4 if epilogue == "swiglu" or rows < 16 * PROCESSORS else 8
-        # a kernel that moves little stands before: its time is for the weights after it
-        ahead = min(power_of_2(width - columns), 2048) if epilogue == "residual" else 0
-        return Blocks(1, share, columns, 8 if columns == 1024 else 4, ahead=ahead)
+        return Blocks(1, share, columns, 8 if columns == 1024 else 4, ahead=width)
     m = min(max(LEAST_ROWS, power_of_2(batch)), MOST_ROWS)
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
-    if rows < 32 * PROCESSORS:
-        # few programs: each has to have much on its way
-        columns = min(max(16, power_of_2(width)), 256 if m == 32 else 128)
-        stages, ahead = 4 if columns == 256 else 6, min(power_of_2(width), 4096)
-        return Blocks(m, 16, columns, max(m // 8, 2), stages, ahead)
-    columns = min(max(16, power_of_2(width)), 128)
-    if rows < 256 * PROCESSORS:
-        return Blocks(m, 32, columns, max(m // 8, 4), stages=4, ahead=512)
-    # many rows: what is read of the inputs shall be less than what is read of the weights
-    return Blocks(m, 64, columns, max(m // 8, 4), stages=3, ahead=512)
+    columns = min(max(16, power_of_2(width)), 128 if m <= 32 else 64)
+    stages = 4 if columns == 128 else 5
+    if epilogue == "swiglu":
+        return Blocks(m, 32, columns, warps=4, stages=stages, ahead=width)
+    splits = 1
+    if epilogue == "residual":
+        while splits < MOST_SPLITS and rows * splits < 64 * PROCESSORS:
+            splits *= 2
+    # tensor cores take 64 rows of weights; fewer leave more programs to share the reading
+    n = 64 if rows * splits >= 64 * PROCESSORS // 2 else 32
+    return Blocks(m, n, columns, warps=4, stages=stages, ahead=width, splits=splits)
 
 
 def power_of_2(size: int) -> int:

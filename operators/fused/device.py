@@ -1,17 +1,20 @@
 """What all kernels of the fused step share: programmatic dependent launch, and small formulas.
 
-Dependent launch lets a kernel start while the one before it in the stream still runs. Each of
-our kernels therefore keeps to one order: (1) fetch what the kernel right before it does not
-write, that is weights and what it keeps itself from one decode step to the next; (2) `wait`,
-which returns when the kernels before are complete and their writes visible; (3) let the next
-one start; (4) read inputs, compute, and only now write. Why this is safe:
+Dependent launch lets a kernel start while those before it in the stream still run. Each of our
+kernels therefore keeps to one order: (1) fetch what no kernel of this decode step writes, that is
+weights, and what the kernel itself keeps from one step to the next; (2) `wait`, which returns
+when the kernels before are complete and their writes visible; (3) let the next one start; (4)
+read inputs, compute, and only now write. Why this is safe:
 
 - every program waits before it ends, so that a complete kernel means that all before it are
   complete, however early it started;
-- the next kernel is let in after the wait, not before: when a kernel starts, everything up to
-  its last but one predecessor is complete, so that (1) may read what those wrote;
+- between one decode step and the next stand kernels of torch, which wait for all before them and
+  let nobody in: what an earlier step wrote is there;
 - nothing is written before the wait: memory that the allocator hands from one step of the chain
   to a later one is not overwritten while somebody still reads it.
+
+Kernels that move little (a norm, a sum of shares) do (3) before (2), so that the product behind
+them fetches its weights while the product before them still runs.
 
 What (1) reads and a kernel of an earlier step wrote is loaded past the L1 (`.cg`): nobody promises
 that a kernel which starts early finds its multiprocessor's L1 empty.
@@ -75,12 +78,38 @@ def wait(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
-def prefetch(pointers):
-    """Bring the cache lines at these addresses to the L2."""
+def let_next_start(DEPENDENT: tl.constexpr):
+    """Step (3) of a kernel that moves little, ahead of all others."""
+    if DEPENDENT:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait_only(DEPENDENT: tl.constexpr):
+    """Step (2) of such a kernel."""
+    if DEPENDENT:
+        gdc_wait()
+
+
+@triton.jit
+def prefetch(pointers, size):
+    """Bring `size` bytes from each of these addresses on (a tile of at most two dimensions, of one
+    entry per thread) to the L2."""
+    # one instruction a run of bytes: line by line, it would take longer than reading them. Threads
+    # beyond the tile's entries hold copies; runs begin and end at multiples of 16 bytes
     tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [pointers.to(tl.int64)],
+        """{
+        .reg .pred mine;
+        .reg .b32 thread;
+        .reg .b64 begin;
+        mov.u32 thread, %tid.x;
+        setp.lt.u32 mine, thread, $3;
+        and.b64 begin, $1, -16;
+        @mine cp.async.bulk.prefetch.L2.global [begin], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r,r",
+        [pointers.to(tl.int64), tl.cast(size // 16 * 16, tl.int32), pointers.numel],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

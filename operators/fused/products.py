@@ -1,4 +1,4 @@
-"""Launching the products of `gemv`: what stands before and after them, by name.
+"""Launching the products of `gemv` and `gemm`: what stands before and after them, by name.
 
 Legend: B rows, H hidden size, K input width, N output width, C channels, W width of a norm.
 """
@@ -22,9 +22,9 @@ from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
-from archsearch.operators.fused.gemv import LINE
-from archsearch.operators.fused.gemv import gather_kernel
-from archsearch.operators.fused.gemv import matrix_kernel
+from archsearch.operators.fused.gemm import gather_kernel
+from archsearch.operators.fused.gemm import matrix_kernel
+from archsearch.operators.fused.gemm import norm_kernel
 from archsearch.operators.fused.gemv import vector_kernel
 from archsearch.operators.fused.heads import Cut
 
@@ -125,96 +125,115 @@ def _launch(
     out: Tensor,
     epilogue: str,
     norm: Norm | None,
-    **given: Any,
+    *,
+    gate: Tensor | None = None,
+    biases: Sequence[Tensor] | None = None,
+    convs: Convs | None = None,
+    h: Tensor | None = None,
+    active: Tensor | None = None,
+    inverse: Tensor | None = None,
 ) -> None:
     batch, width = x.shape
     sizes = [len(weight) for weight in weights]
-    paired = epilogue == "swiglu"
     blocks = blocks_for(epilogue, batch, sum(sizes), width, weights[0].dtype)
     if norm is not None and len(norm.weight) < width:
         # whole heads at a time
         blocks = replace(blocks, k=max(blocks.k, len(norm.weight)))
-    convs: Convs | None = given.get("convs")
-    biases = given.get("biases")
-    grid, layout = _layout(batch, [sizes[0]] if paired else sizes, width, blocks)
-    kernel = vector_kernel if batch == 1 else matrix_kernel
-    splits = blocks.splits if batch > 1 and epilogue == "residual" else 1
-    parts = (
-        x.new_empty(splits, batch * (sizes[0] + 1), dtype=torch.float32) if splits > 1 else None
+    programs, layout = _layout(sizes[:1] if epilogue == "swiglu" else sizes, width, blocks)
+    shared = (
+        tuple(weights),
+        None if biases is None else tuple(biases),
+        *_conv_tensors(convs),
+        h,
+        active,
+        inverse,
     )
+    options: dict[str, Any] = {
+        "K": width,
+        "OUT_STRIDE": out.stride(0),
+        **layout,
+        "CONVS": 0 if convs is None else len(convs.modules),
+        "TAPS": 0 if convs is None else convs.modules[0].kernel,
+        "EPILOGUE": epilogue,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+        **launch_options(),
+    }
+    if batch == 1:
+        with on_device(x):
+            vector_kernel[(programs,)](
+                x,
+                None if norm is None else norm.weight,
+                gate,
+                *shared,
+                out,
+                early(),
+                W=0 if norm is None else len(norm.weight),
+                EPS=0.0 if norm is None else norm.eps,
+                **options,
+            )
+        return
+    x = x if norm is None else _normed(x, norm, out.dtype if h is None else h.dtype)
+    splits = blocks.splits if epilogue == "residual" else 1
+    parts = x.new_empty(splits, *out.shape, dtype=torch.float32) if splits > 1 else None
     with on_device(x):
-        kernel[(*grid, splits)](
+        matrix_kernel[(programs, -(-batch // blocks.m), splits)](
             x,
-            None if norm is None else norm.weight,
-            given.get("gate"),
-            tuple(weights),
-            None if biases is None else tuple(biases),
-            *_conv_tensors(convs),
-            given.get("h"),
-            given.get("active"),
-            given.get("inverse"),
+            *shared,
             out if parts is None else parts,
             early(),
             batch,
-            K=width,
             X_STRIDE=x.stride(0),
-            OUT_STRIDE=out.stride(0),
-            **layout,
-            CONVS=0 if convs is None else len(convs.modules),
-            TAPS=0 if convs is None else convs.modules[0].kernel,
-            W=0 if norm is None else len(norm.weight),
-            NORM_LINES=0 if norm is None else power_of_2(-(-len(norm.weight) // LINE.value)),
-            EPS=0.0 if norm is None else norm.eps,
-            EPILOGUE=epilogue,
-            BLOCK_N=blocks.n,
-            BLOCK_K=blocks.k,
-            AHEAD=blocks.ahead,
+            BLOCK_M=blocks.m,
             SPLITS=splits,
-            num_warps=blocks.warps,
-            num_stages=blocks.stages,
-            **launch_options(),
+            **options,
         )
         if parts is not None:
-            _gather(parts, given["h"], given["active"], out, width, norm)
+            gather_kernel[(batch, -(-out.shape[1] // GATHERED))](
+                parts,
+                h,
+                active,
+                out,
+                batch,
+                N=out.shape[1],
+                SPLITS=splits,
+                BLOCK_N=GATHERED,
+                num_warps=4,
+                **launch_options(),
+            )
 
 
-def _gather(
-    parts: Tensor, h: Tensor, active: Tensor, out: Tensor, width: int, norm: Norm | None
-) -> None:
-    """Write h plus the sums of a split product's `parts` to `out`[B,H]."""
-    batch, size = h.shape
-    # fp16 inputs are scaled before they are multiplied
-    scaled = norm is not None and h.dtype != torch.float16
-    gather_kernel[(batch, -(-size // GATHERED))](
-        parts,
-        h,
-        active,
-        out,
-        batch,
-        N=size,
-        K=width,
-        SPLITS=len(parts),
-        SCALED=scaled,
-        EPS=0.0 if norm is None else norm.eps,
-        BLOCK_N=GATHERED,
-        num_warps=4,
-        **launch_options(),
-    )
+def _normed(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
+    """norm(x[B,K])."""
+    out = x.new_empty(x.shape, dtype=dtype)
+    block = power_of_2(x.shape[1])
+    with on_device(x):
+        norm_kernel[(len(x),)](
+            x,
+            norm.weight,
+            out,
+            early(),
+            K=x.shape[1],
+            STRIDE=x.stride(0),
+            EPS=norm.eps,
+            BLOCK_K=block,
+            num_warps=min(max(block // 256, 1), 16),
+            **launch_options(),
+        )
+    return out
 
 
-def _layout(
-    batch: int, sizes: list[int], width: int, blocks: Blocks
-) -> tuple[tuple[int, int], dict[str, Any]]:
-    """The grid, and how its programs are dealt to matrices of `sizes` rows."""
-    counts = [-(-size // blocks.n) for size in sizes]
-    ends = list(accumulate(counts))
-    even = width % blocks.k == 0 and all(size % blocks.n == 0 for size in sizes)
-    return (ends[-1], -(-batch // blocks.m)), {
+def _layout(sizes: list[int], width: int, blocks: Blocks) -> tuple[int, dict[str, Any]]:
+    """How many programs there are, and how they are dealt to matrices of `sizes` rows."""
+    ends = list(accumulate(-(-size // blocks.n) for size in sizes))
+    return ends[-1], {
         "SIZES": tuple(sizes),
         "STARTS": (0, *ends),
         "COUNT": len(sizes),
-        "EVEN": even,
-        "BLOCK_M": blocks.m,
+        "EVEN": width % blocks.k == 0 and all(size % blocks.n == 0 for size in sizes),
+        "BLOCK_N": blocks.n,
+        "BLOCK_K": blocks.k,
+        "AHEAD": blocks.ahead,
     }
 
 

@@ -1,0 +1,185 @@
+"""Products of several rows with weights that are read once, by tensor cores, and what stands
+around them: the norm before, and the sum of a product's shares after.
+
+The weights are the left operand, whose rows tensor cores take 64 at a time; the batch's few rows
+are the right one's columns. `gemv` serves one row.
+
+Legend: M rows of the batch, N rows of a weight, R rows of weights that a program holds, K columns.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from archsearch.operators.fused.device import let_next_start
+from archsearch.operators.fused.device import prefetch
+from archsearch.operators.fused.device import rounded
+from archsearch.operators.fused.device import silu
+from archsearch.operators.fused.device import wait
+from archsearch.operators.fused.device import wait_only
+from archsearch.operators.fused.device import wait_if_alone
+from archsearch.operators.fused.parts import chosen
+from archsearch.operators.fused.parts import constant
+from archsearch.operators.fused.parts import finish
+from archsearch.operators.fused.parts import owned
+from archsearch.operators.fused.parts import shift
+from archsearch.operators.fused.parts import weight_tile
+from archsearch.operators.fused.parts import window
+
+
+@triton.jit(do_not_specialize=["early"])
+def norm_kernel(
+    x,
+    norm,
+    out,
+    early,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """The RMS norm of one row x[K], rounded as `RMSNorm` rounds it."""
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    ok = k < K
+    kind = out.dtype.element_ty
+    let_next_start(DEPENDENT)
+    wait_if_alone(early, DEPENDENT)
+    weight = tl.load(norm + k, mask=ok, other=0.0).to(tl.float32)
+    wait_only(DEPENDENT)
+    value = tl.load(x + row * STRIDE + k, mask=ok, other=0.0).to(tl.float32)
+    value = value * (1.0 / tl.sqrt(tl.sum(value * value, 0) / K + EPS))
+    tl.store(out + row * K + k, (rounded(value, kind) * weight).to(kind), mask=ok)
+
+
+@triton.jit(do_not_specialize=["early"])
+def matrix_kernel(
+    x,
+    weights,
+    biases,
+    conv_weights,
+    conv_biases,
+    conv_states,
+    h,
+    active,
+    inverse,
+    out,
+    early,
+    batch,
+    K: tl.constexpr,
+    X_STRIDE: tl.constexpr,
+    OUT_STRIDE: tl.constexpr,
+    SIZES: tl.constexpr,
+    STARTS: tl.constexpr,
+    COUNT: tl.constexpr,
+    CONVS: tl.constexpr,
+    TAPS: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SPLITS: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """BLOCK_M rows times BLOCK_N of the weights, AHEAD columns of which go to the L2 before the
+    input is there. A program whose columns are one of SPLITS shares leaves its part of the sums
+    in `out` for `gather_kernel`."""
+    pid = tl.program_id(0)
+    weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
+    kind = weight.dtype.element_ty
+    begin = (pid - first) * BLOCK_N
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = begin + tl.arange(0, BLOCK_N)
+    m_ok, n_ok = m < batch, n < size
+    ok = m_ok[:, None] & n_ok[None, :]
+    m = tl.minimum(m, batch - 1)
+    # a gated pair's rows take turns: one of the gate, one of the other
+    PAIR: tl.constexpr = 2 if EPILOGUE == "swiglu" else 1
+    r = tl.arange(0, PAIR * BLOCK_N)
+    r_ok = begin + r // PAIR < size
+    inside = tl.minimum(begin + r // PAIR, size - 1).to(tl.int64) * K
+    if EPILOGUE == "swiglu":
+        rows = tl.where(r % 2 == 0, weight + inside, weights[1] + inside)
+    else:
+        rows = weight + inside
+    k = tl.arange(0, BLOCK_K)
+    SHARE: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
+    start = tl.program_id(2) * SHARE
+    wait_if_alone(early, DEPENDENT)
+    if DEPENDENT and AHEAD > 0:
+        length = tl.maximum(tl.minimum(min(AHEAD, SHARE), K - start), 0)
+        prefetch(rows + tl.minimum(start, K), length * (kind.primitive_bitwidth // 8))
+    if CONVS > 0:
+        in_conv = ok & (pid < STARTS[CONVS])
+        past = chosen(pid, conv_states, STARTS, CONVS)
+        taps = chosen(pid, conv_weights, STARTS, CONVS)
+        conv_bias = None if conv_biases is None else chosen(pid, conv_biases, STARTS, CONVS)
+    bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
+    other = constant(bias, inverse, n, n_ok, EPILOGUE)
+    wait(DEPENDENT)
+    inputs = x + m[:, None].to(tl.int64) * X_STRIDE + k[None, :]
+    acc = tl.zeros([PAIR * BLOCK_N, BLOCK_M], tl.float32)
+    for at in tl.range(start, tl.minimum(start + SHARE, K), BLOCK_K):
+        if EVEN:
+            value = tl.load(inputs + at)
+        else:
+            value = tl.load(inputs + at, mask=(at + k < K)[None, :], other=0.0)
+        tile = weight_tile(rows[:, None] + (at + k)[None, :], r_ok, at + k, K, EVEN)
+        acc = tl.dot(tile, tl.trans(value.to(kind)), acc, input_precision="ieee")
+    if SPLITS > 1:
+        part = out + tl.program_id(2).to(tl.int64) * batch * OUT_STRIDE
+        places = m[:, None].to(tl.int64) * OUT_STRIDE + n[None, :]
+        tl.store(part + places, tl.trans(acc), mask=ok)
+    else:
+        if EPILOGUE == "swiglu":
+            pairs = tl.permute(tl.reshape(acc, [BLOCK_N, 2, BLOCK_M]), [2, 0, 1])
+            y, up = tl.split(pairs)
+        else:
+            y = tl.trans(acc)
+            up = y
+        takes_part = m >= 0
+        if active is not None:
+            takes_part = tl.load(active + m).to(tl.int1)
+        if EPILOGUE == "residual":
+            other = tl.load(h + m[:, None] * OUT_STRIDE + n[None, :], mask=ok, other=0.0)
+            other = other.to(tl.float32)
+        if CONVS > 0:
+            x3, x2, x1, w3, w2, w1, w0, b0 = window(
+                past, taps, conv_bias, m, n, in_conv, size, TAPS
+            )
+            y = rounded(y, kind)
+            shift(past, y, x2, x1, m, n, in_conv & takes_part[:, None], size, TAPS)
+            y = tl.where(in_conv, silu(x3 * w3 + x2 * w2 + x1 * w1 + y * w0 + b0), y)
+        finish(y, up, other, takes_part, out, m, n, ok, column, OUT_STRIDE, EPILOGUE)
+
+
+@triton.jit
+def gather_kernel(
+    parts,
+    h,
+    active,
+    out,
+    batch,
+    N: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Add what SPLITS shares of a product left in parts[SPLITS,B,N] to one row of h[B,N]."""
+    row = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ok = n < N
+    kind = out.dtype.element_ty
+    here = row.to(tl.int64) * N + n
+    let_next_start(DEPENDENT)
+    wait_only(DEPENDENT)
+    y = tl.zeros([BLOCK_N], tl.float32)
+    for split in tl.static_range(SPLITS):
+        y += tl.load(parts + split * batch.to(tl.int64) * N + here, mask=ok, other=0.0)
+    other = tl.load(h + here, mask=ok, other=0.0).to(tl.float32)
+    y = tl.where(tl.load(active + row).to(tl.int1), other + rounded(y, kind), other)
+    tl.store(out + here, y.to(kind), mask=ok)
