@@ -15,6 +15,7 @@ from archsearch.latency.cases import EMBEDDING
 from archsearch.latency.cases import Case
 from archsearch.model import HybridLM
 from archsearch.model import build
+from archsearch.model.fused_head import step_logits
 from archsearch.space import ArchSpec
 
 
@@ -64,7 +65,9 @@ def _head(model: HybridLM, case: Case) -> Callable[[], object]:
     size = (case.batch, *tokens, case.hidden_size)
     generator = torch.Generator(weight.device).manual_seed(0)
     h = torch.randn(size, generator=generator, device=weight.device).to(weight.dtype)
-    if case.phase != "train":
+    if case.phase == "decode":
+        return lambda: step_logits(model.head, h)
+    if case.phase == "prefill":
         return lambda: model.head(h)
     h = h.detach().requires_grad_()
     targets = torch.zeros(case.batch * case.context, dtype=torch.long, device=h.device)

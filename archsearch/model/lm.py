@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from archsearch import operators
+from archsearch.model.fused_head import step_logits
 from archsearch.model.head import LMHead
 from archsearch.model.layer import Layer
 from archsearch.model.state import DecodeState
@@ -203,7 +204,7 @@ class HybridLM(nn.Module):
         for layer, layer_state in zip(self.decoder, state.layers, strict=True):
             h = layer.step(h, layer_state, state.position, active)
         state.position += active
-        return self.head(h)
+        return step_logits(self.head, h)
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         """[B,T,H] of ids[B,T]; embeddings stay as they are."""

@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
@@ -31,8 +30,6 @@ from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.whole import decode_call
 from archsearch.model import HybridLM
 from archsearch.model import build
-from archsearch.model import lm
-from archsearch.model.fused_head import step_logits
 from archsearch.operators import Shape
 from archsearch.operators import backends
 from archsearch.operators.fused import attend
@@ -118,7 +115,8 @@ def step_bytes(model: HybridLM, shape: Shape) -> int:
 
 def compare(model: HybridLM, shape: Shape, *, plain: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """(kind, measured) of each kind of step; raises ValueError where the logits differ."""
-    expected = decode_call(model, shape)().clone()
+    with backends.override("torch"):
+        expected = decode_call(model, shape)().clone()
     with fused():
         found = decode_call(model, shape)()
     error = float((found - expected).norm() / expected.norm())
@@ -168,14 +166,7 @@ def measured(model: HybridLM, shape: Shape, budget_s: float = BUDGET_S) -> dict[
 @contextmanager
 def fused() -> Iterator[None]:
     """Every layer and the head by our kernels."""
-    plain = lm.LMHead.__call__
-    with ExitStack() as stack:
-        stack.enter_context(backends.override("triton"))
-        # until HybridLM.step asks for it itself
-        lm.LMHead.__call__ = lambda head, h: (
-            step_logits(head, h) if h.dim() == 2 else plain(head, h)
-        )
-        stack.callback(setattr, lm.LMHead, "__call__", plain)
+    with backends.override("triton"):
         yield
 
 

@@ -10,50 +10,42 @@ from archsearch.operators.fused.blocks import Blocks
 from archsearch.operators.fused.blocks import by_rule
 from archsearch.operators.fused.blocks import power_of_2
 
-# (rows, columns, warps) for one input
+# (rows, columns, warps) for one input, with the rest of the columns fetched ahead or not
 ONE = (
-    (2, 1024, 4),
     (4, 512, 4),
-    (4, 1024, 4),
-    (4, 1024, 8),
     (8, 512, 4),
     (8, 512, 8),
-    (8, 1024, 8),
     (16, 512, 8),
+    (2, 1024, 4),
+    (4, 1024, 4),
+    (4, 1024, 8),
+    (8, 1024, 8),
+    (16, 1024, 8),
     (2, 2048, 4),
     (2, 2048, 8),
     (4, 2048, 8),
     (16, 256, 4),
-    (16, 1024, 8),
-    (32, 256, 8),
+    (16, 256, 8),
 )
-# (rows, columns, warps, stages, columns ahead) for several
+# (rows, columns, warps, stages) for several
 SEVERAL = (
-    (16, 128, 2, 4, 0),
-    (16, 128, 1, 4, 512),
-    (16, 64, 2, 6, 512),
-    (16, 256, 2, 3, 512),
-    (16, 256, 4, 3, 512),
-    (16, 256, 4, 4, 512),
-    (16, 128, 4, 4, 4096),
-    (16, 128, 4, 6, 0),
-    (32, 128, 4, 4, 0),
-    (32, 128, 2, 4, 512),
-    (32, 64, 2, 6, 512),
-    (32, 256, 4, 3, 512),
-    (32, 128, 4, 5, 1024),
-    (64, 128, 4, 3, 512),
-    (64, 64, 4, 4, 512),
-    (128, 64, 4, 4, 512),
+    (16, 128, 4, 6),
+    (16, 256, 4, 4),
+    (32, 128, 4, 4),
+    (32, 128, 4, 6),
+    (32, 256, 4, 3),
+    (64, 64, 4, 5),
+    (64, 64, 4, 8),
+    (64, 128, 4, 3),
+    (64, 128, 4, 4),
+    (64, 256, 4, 3),
+    (128, 64, 4, 4),
+    (128, 64, 8, 4),
+    (128, 128, 8, 3),
 )
-# (rows, columns, warps, stages, columns ahead, shares) for several that are added to the stream
-SPLIT = (
-    (32, 128, 4, 4, 512, 2),
-    (64, 128, 4, 3, 512, 2),
-    (64, 128, 4, 3, 512, 4),
-    (64, 64, 4, 4, 0, 4),
-    (128, 64, 4, 4, 512, 8),
-)
+# those of them that are tried without fetching ahead, and in shares where they are added up
+SOME = ((32, 128, 4, 4), (64, 64, 4, 5), (64, 128, 4, 4))
+SHARES = (2, 4, 8)
 MOST_SHARED = 200 * 1024
 
 
@@ -63,20 +55,20 @@ def candidates(
     """Settings of a product (see `blocks_for`), without the one that it has by rule."""
     usual = by_rule(epilogue, batch, rows, width, dtype)
     widest = power_of_2(width)
+    tried: list[Blocks] = []
     if batch == 1:
-        # before the projection back, few bytes are moved
-        aheads = (0, 2048) if epilogue == "residual" else (0,)
-        tried = (
-            Blocks(1, n, k, warps, ahead=min(ahead, power_of_2(width - k)))
-            for n, k, warps in ONE
-            for ahead in aheads
-            if k <= widest
-        )
+        for n, k, warps in ONE:
+            # masked columns are read in vain
+            if k <= widest and (width % k == 0 or k == usual.k):
+                tried += (Blocks(1, n, k, warps, ahead=ahead) for ahead in (width, 0))
     else:
         pairs = 2 if epilogue == "swiglu" else 1
-        tried = (
-            Blocks(usual.m, n, k, *more)
-            for n, k, *more in SEVERAL + (SPLIT if epilogue == "residual" else ())
-            if k <= widest and 2 * (pairs * n + usual.m) * k * more[1] <= MOST_SHARED
-        )
+        for n, k, warps, stages in SEVERAL:
+            if k > widest or 2 * (pairs * n + usual.m) * k * stages > MOST_SHARED:
+                continue
+            some = (n, k, warps, stages) in SOME
+            splits = SHARES if some and epilogue == "residual" else ()
+            for ahead in (width, 0) if some else (width,):
+                tried.append(Blocks(usual.m, n, k, warps, stages, ahead))
+            tried += (Blocks(usual.m, n, k, warps, stages, width, count) for count in splits)
     yield from dict.fromkeys(one for one in tried if one != usual)
