@@ -10,7 +10,7 @@ from archsearch.operators.fused.blocks import Blocks
 from archsearch.operators.fused.blocks import by_rule
 from archsearch.operators.fused.blocks import power_of_2
 
-# (rows, columns, warps) for one input, with the rest of the columns fetched ahead or not
+# (rows, columns, warps) for one input
 ONE = (
     (4, 512, 4),
     (8, 512, 4),
@@ -25,7 +25,6 @@ ONE = (
     (2, 2048, 8),
     (4, 2048, 8),
     (16, 256, 4),
-    (16, 256, 8),
 )
 # (rows, columns, warps, stages) for several
 SEVERAL = (
@@ -43,7 +42,7 @@ SEVERAL = (
     (128, 64, 8, 4),
     (128, 128, 8, 3),
 )
-# those of them that are tried without fetching ahead, and in shares where they are added up
+# those of them that are tried with fetching ahead, and in shares where they are added up
 SOME = ((32, 128, 4, 4), (64, 64, 4, 5), (64, 128, 4, 4))
 SHARES = (2, 4, 8)
 MOST_SHARED = 200 * 1024
@@ -60,7 +59,7 @@ def candidates(
         for n, k, warps in ONE:
             # masked columns are read in vain
             if k <= widest and (width % k == 0 or k == usual.k):
-                tried += (Blocks(1, n, k, warps, ahead=ahead) for ahead in (width, 0))
+                tried.append(Blocks(1, n, k, warps))
     else:
         pairs = 2 if epilogue == "swiglu" else 1
         for n, k, warps, stages in SEVERAL:
@@ -68,7 +67,7 @@ def candidates(
                 continue
             some = (n, k, warps, stages) in SOME
             splits = SHARES if some and epilogue == "residual" else ()
-            for ahead in (width, 0) if some else (width,):
+            for ahead in (0, width) if some else (0,):
                 tried.append(Blocks(usual.m, n, k, warps, stages, ahead))
-            tried += (Blocks(usual.m, n, k, warps, stages, width, count) for count in splits)
+            tried += (Blocks(usual.m, n, k, warps, stages, 0, count) for count in splits)
     yield from dict.fromkeys(one for one in tried if one != usual)

@@ -33,7 +33,7 @@ LEAST_HEADS = 16
 LEAST_SLOTS = 64
 MOST_SPLITS = 32
 # slots that a program looks at together, and how many such tiles are on their way to it
-TILE = 64
+TILE = 128
 STAGES = 2
 # entries of the splits' outputs that the last program holds at once
 MERGE_ENTRIES = 8192

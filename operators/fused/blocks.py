@@ -64,22 +64,23 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     """A setting that works everywhere."""
     if batch == 1:
         columns = next((k for k in (1024, 512) if width % k == 0), min(power_of_2(width), 1024))
-        share = 4 if epilogue == "swiglu" or rows < 16 * PROCESSORS else 8
-        return Blocks(1, share, columns, 8 if columns == 1024 else 4, ahead=width)
+        if epilogue == "residual":
+            return Blocks(1, 8, columns, 8 if columns == 1024 else 4)
+        return Blocks(1, 4, columns, warps=4)
     m = min(max(LEAST_ROWS, power_of_2(batch)), MOST_ROWS)
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
     columns = min(max(16, power_of_2(width)), 128 if m <= 32 else 64)
     stages = 4 if columns == 128 else 5
     if epilogue == "swiglu":
-        return Blocks(m, 32, columns, warps=4, stages=stages, ahead=width)
+        return Blocks(m, 32, columns, warps=4, stages=stages)
     splits = 1
     if epilogue == "residual":
         while splits < MOST_SPLITS and rows * splits < 64 * PROCESSORS:
             splits *= 2
     # tensor cores take 64 rows of weights; fewer leave more programs to share the reading
     n = 64 if rows * splits >= 64 * PROCESSORS // 2 else 32
-    return Blocks(m, n, columns, warps=4, stages=stages, ahead=width, splits=splits)
+    return Blocks(m, n, columns, warps=4, stages=stages, splits=splits)
 
 
 def power_of_2(size: int) -> int:

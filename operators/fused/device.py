@@ -52,7 +52,8 @@ def launch_options() -> dict[str, bool]:
     """Keywords of every launch: whether kernels are launched dependently, as they are on a Hopper
     GPU unless ARCHSEARCH_DEPENDENT=0."""
     dependent = not interpreting() and is_hopper() and os.environ.get(SWITCH) != "0"
-    return {"DEPENDENT": True, "launch_pdl": True} if dependent else {"DEPENDENT": False}
+    mode = int(os.environ.get("ARCHSEARCH_MODE", "1"))
+    return {"DEPENDENT": mode, "launch_pdl": True} if dependent else {"DEPENDENT": 0}
 
 
 def early() -> int:
@@ -72,9 +73,12 @@ def wait_if_alone(early, DEPENDENT: tl.constexpr):
 @triton.jit
 def wait(DEPENDENT: tl.constexpr):
     """Steps (2) and (3)."""
-    if DEPENDENT:
+    if DEPENDENT == 1:
         gdc_wait()
         gdc_launch_dependents()
+    if DEPENDENT == 2:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit

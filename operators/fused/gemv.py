@@ -12,7 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archsearch.operators.fused.device import prefetch
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import silu
 from archsearch.operators.fused.device import wait
@@ -105,11 +104,9 @@ def vector_kernel(
     EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    AHEAD: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """The first tile of the weights is on its way before the input is there, and AHEAD columns
-    after it to the L2."""
+    """The first tile of the weights is on its way before the input is there."""
     pid = tl.program_id(0)
     weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
     kind = weight.dtype.element_ty
@@ -125,12 +122,6 @@ def vector_kernel(
     if EPILOGUE == "swiglu":
         up_tile = weight_tile(weights[1] + offsets, n_ok, k, K, EVEN)
         up_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    MORE: tl.constexpr = min(AHEAD, K - BLOCK_K)
-    if DEPENDENT and MORE > 0:
-        inside = begin.to(tl.int64) * K + tl.minimum(lanes, size - 1 - begin) * K + BLOCK_K
-        prefetch(weight + inside, MORE * kind.primitive_bitwidth // 8)
-        if EPILOGUE == "swiglu":
-            prefetch(weights[1] + inside, MORE * kind.primitive_bitwidth // 8)
     if CONVS > 0:
         in_conv = ok & (pid < STARTS[CONVS])
         past = chosen(pid, conv_states, STARTS, CONVS)

@@ -185,6 +185,7 @@ def _launch(
             batch,
             X_STRIDE=x.stride(0),
             BLOCK_M=blocks.m,
+            AHEAD=blocks.ahead,
             SPLITS=splits,
             **options,
         )
@@ -233,7 +234,6 @@ def _layout(sizes: list[int], width: int, blocks: Blocks) -> tuple[int, dict[str
         "EVEN": width % blocks.k == 0 and all(size % blocks.n == 0 for size in sizes),
         "BLOCK_N": blocks.n,
         "BLOCK_K": blocks.k,
-        "AHEAD": blocks.ahead,
     }
 
 
