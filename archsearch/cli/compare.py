@@ -40,23 +40,36 @@ class Request:
 def run(request: Request, out: Path, *, as_json: bool) -> None:
     """Measure what is missing, write everything into a folder below `out`, print it."""
     from archsearch.cli.device import chosen
-    from archsearch.latency.compare import valid_rows
     from archsearch.latency.provenance import measured_hardware
-    from archsearch.latency.table6 import summarise
-    from archsearch.latency.table6 import write_results
 
     specs, device = _models(request.models), chosen(request.device)
     question = _question(request, device)
     folder = out / measured_hardware(device).slug
-    _measure(specs, question, folder, device, quiet=as_json)
-    found, report = summarise(specs, question, valid_rows(folder, question, device), device=device)
-    write_results(found, report, folder)
-    drawn = _draw(found, report, folder)
+    try:
+        _measure(specs, question, folder, device, quiet=as_json)
+    except (OSError, KeyboardInterrupt):
+        # what there is shall be in the files
+        _write(specs, question, folder, device)
+        raise
+    found, report, where = _write(specs, question, folder, device)
     if as_json:
         terminal.print_json(report)
     else:
         _print(found, report)
-        terminal.console().print(drawn, markup=False, soft_wrap=True)
+        terminal.console().print(where, markup=False, soft_wrap=True)
+
+
+def _write(
+    specs: Sequence[ArchSpec], question: Question, folder: Path, device: str
+) -> tuple[list[Line], dict[str, Any], str]:
+    """Everything that was measured, and where it is now."""
+    from archsearch.latency.compare import valid_rows
+    from archsearch.latency.table6 import summarise
+    from archsearch.latency.table6 import write_results
+
+    found, report = summarise(specs, question, valid_rows(folder, question, device), device=device)
+    write_results(found, report, folder)
+    return found, report, _draw(found, report, folder)
 
 
 def _models(text: str | None) -> list[ArchSpec]:
@@ -79,13 +92,15 @@ def _models(text: str | None) -> list[ArchSpec]:
 
 def _question(request: Request, device: str) -> Question:
     from archsearch.cli.device import usual_dtype
+    from archsearch.latency.largest_batch import CPU_ROWS
     from archsearch.latency.question import Question
 
+    on_gpu = device.startswith("cuda")
     return Question(
         tokens=request.tokens,
         input_tokens=request.input_tokens,
         output_tokens=request.output_tokens,
-        max_batch=request.max_batch,
+        max_batch=CPU_ROWS if request.max_batch is None and not on_gpu else request.max_batch,
         dtype=request.dtype or usual_dtype(device),
     )
 

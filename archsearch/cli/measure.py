@@ -86,8 +86,9 @@ def measure(
     """Build SPEC with random weights and measure latency, memory and energy per token.
 
     On a GPU every time is that of one CUDA graph. Several batches and contexts share the model.
-    With --compare it measures the models of the Nemotron-Flash paper's Table 6 instead; what was
-    measured before is kept: stop it as you like and call it again.
+
+    With --compare: the models of the Nemotron-Flash paper's Table 6, beside its figures. What was
+    measured is kept: stop it as you like and call it again.
     """
     _check_kind(asked, spec, compare)
     if spec is None:

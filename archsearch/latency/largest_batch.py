@@ -48,17 +48,21 @@ def measure_largest_batch(
 
 
 def _first_guess(model: WholeModel, capacity: int, limit: int | None) -> int:
-    free = model.free_bytes()
-    if free is None:
+    if model.free_bytes() is None:
         return limit or CPU_ROWS
+    # kernels are compiled, and what a model keeps is made, before the memory is full
+    model.measure(Shape("decode", 1, 1, model.dtype), budget_s=0.0)
+    free = model.free_bytes()
+    assert free is not None, "a GPU has memory"
     rows = fitting_rows(free, row_bytes(model.spec, capacity, model.dtype))
     return rows if limit is None else min(rows, limit)
 
 
 def row_bytes(spec: ArchSpec, capacity: int, dtype: str) -> int:
-    """What one more row takes: its state, and its logits in the model's dtype and in fp32."""
+    """What one more row takes: its state, and its logits in the model's dtype, in fp32, and
+    scaled."""
     element = Shape(dtype=dtype).element_bytes
-    logits = POOLS * spec.vocab_size * (4 + element)
+    logits = POOLS * spec.vocab_size * (element + 4 + 4)
     return count.state_bytes(spec, capacity, 1, dtype) + logits
 
 

@@ -57,13 +57,15 @@ class Question:
 
 def explain(question: Question) -> dict[str, str]:
     """How each figure is computed, in a sentence."""
+    limit = "" if question.max_batch is None else f" (at most {question.max_batch})"
     steps = ", ".join(f"{context:,}" for context in question.contexts)
     return {
         "latency": f"{question.tokens:,} tokens decoded at batch 1: the mean step by the trapezoid"
         f" rule, measured behind {steps} tokens with room for {question.tokens:,}.",
         "throughput": f"Behind {question.input_tokens:,} input tokens, at the largest batch that"
-        f" fits with {question.output_tokens:,} output tokens: batch over the step in the middle"
-        " of the output. +prefill: with the time of all prompts, that of one times the batch.",
+        f" fits{limit} with {question.output_tokens:,} output tokens: batch over the step in the"
+        " middle of the output. +prefill: with the time of all prompts, that of one times the"
+        " batch.",
         "floor": "Bytes of weights, states and key/value caches over the read bandwidth that this"
         " run measured, as a share of the time.",
         "NF": "How many times as fast Nemotron-Flash is by the figure before: the 1B or the 3B, as"

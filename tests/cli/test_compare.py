@@ -47,6 +47,7 @@ def test_compare_measures_writes_and_prints(
     assert "s at batch 1; prefill" in out
     assert "tokens/s at batch 2" in out
     assert "8 tokens decoded at batch 1" in out
+    assert "at the largest batch that fits (at most 2) with 4" in " ".join(out.split())
     assert "Table 6" in out
     tables = out[out.index("\nlatency") : out.index("floor:")]
     assert max(map(len, tables.splitlines())) <= 80
@@ -76,6 +77,29 @@ def test_what_fails_is_told(
     out = capsys.readouterr().out
     assert "hybrid: throughput: RuntimeError: the kernel hid" in out
     assert "comparison.png" in {path.name for path in (tmp_path / "out").rglob("*")}
+
+
+def test_where_the_gpu_dies_what_there_is_is_written(
+    models: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dead(*_: object) -> None:
+        raise RuntimeError("illegal memory access")
+
+    def check(device: str, error: str) -> None:
+        raise OSError(f"the GPU stopped working ({error})")
+
+    monkeypatch.setitem(compare.MEASURE, "prefill", dead)
+    monkeypatch.setattr(compare, "check_alive", check)
+    assert call([*WORDS, "--models", models, "--out", str(tmp_path / "out")]) == 2
+    assert "the GPU stopped working (RuntimeError: illegal" in capsys.readouterr().err
+    (file,) = (tmp_path / "out").rglob("results.json")
+    first, second = json.loads(file.read_text())["models"]
+    assert first["latency_s"] > 0
+    assert first["errors"][0].startswith("prefill: RuntimeError: illegal memory access")
+    assert second["latency_s"] is None
 
 
 @pytest.mark.parametrize(
