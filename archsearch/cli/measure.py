@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 from typing import Annotated
 from typing import Any
 
 import typer
 
+from archsearch.cli import compare as comparison
 from archsearch.cli import terminal
 from archsearch.cli import values
 
@@ -18,12 +20,18 @@ if TYPE_CHECKING:
     from archsearch.profiles import Table
     from archsearch.space import ArchSpec
 
+PAPER = "The Nemotron-Flash paper's table on this machine"
+# options that mean something with SPEC alone, and with --compare alone
+OF_SPEC = ("phase", "batch", "context", "compare_to_table")
+OF_COMPARE = ("models", "tokens", "input_tokens", "output_tokens", "max_batch", "out")
+
 
 def measure(
+    asked: typer.Context,
     spec: Annotated[
-        str,
+        str | None,
         typer.Argument(metavar="SPEC", help="Preset, pattern such as '(a f)x4 @256', or file."),
-    ],
+    ] = None,
     phase: Annotated[str, typer.Option(help="decode, prefill and train.")] = "decode",
     batch: Annotated[str, typer.Option(help="Rows at once: 1 or 1,8,32.")] = "1",
     context: Annotated[
@@ -40,11 +48,93 @@ def measure(
         typer.Option(metavar="TABLE", help="Show its predictions, and how far they are off."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Instead of SPEC: Nemotron-Flash and dense models, beside the paper's figures.",
+            rich_help_panel=PAPER,
+        ),
+    ] = False,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC,SPEC,…", help="These alone, yours as well.", rich_help_panel=PAPER
+        ),
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Decoded at batch 1, for the latency.", rich_help_panel=PAPER)
+    ] = 8192,
+    input_tokens: Annotated[
+        int, typer.Option("--input", help="Prompt, for the throughput.", rich_help_panel=PAPER)
+    ] = 32768,
+    output_tokens: Annotated[
+        int, typer.Option("--output", help="Decoded behind the prompt.", rich_help_panel=PAPER)
+    ] = 1024,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="No more rows than that (default: what fits; 8 on a CPU).",
+            rich_help_panel=PAPER,
+        ),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(help="Results go to OUT/<hardware>.", rich_help_panel=PAPER),
+    ] = comparison.FOLDER,
 ) -> None:
     """Build SPEC with random weights and measure latency, memory and energy per token.
 
     On a GPU every time is that of one CUDA graph. Several batches and contexts share the model.
+
+    With --compare: the models of the Nemotron-Flash paper's Table 6, beside its figures. What was
+    measured is kept: stop it as you like and call it again.
     """
+    _check_kind(asked, spec, compare)
+    if spec is None:
+        request = comparison.Request(
+            models=models,
+            tokens=tokens,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            max_batch=max_batch,
+            dtype=dtype,
+            device=device,
+        )
+        comparison.run(request, out, as_json=as_json)
+    else:
+        shapes = (phase, batch, context)
+        _measure_one(spec, shapes, dtype, device, compare_to_table, as_json)
+
+
+def _check_kind(asked: typer.Context, spec: str | None, compare: bool) -> None:
+    """Raise ValueError unless there is one of SPEC and --compare, with options of its own."""
+    if compare and spec is not None:
+        raise ValueError(
+            f"--compare measures the paper's models instead of a SPEC; got {spec!r}: choose"
+            " models by --models"
+        )
+    if not compare and spec is None:
+        raise ValueError(
+            "give the SPEC to measure, such as nemotron-flash-1b, or --compare for the models of"
+            " the Nemotron-Flash paper"
+        )
+    options = {option.name: option.opts[0] for option in asked.command.params}
+    for name in OF_SPEC if compare else OF_COMPARE:
+        source = asked.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            other = "a SPEC, not with --compare" if compare else "--compare, not with a SPEC"
+            raise ValueError(f"{options[name]} goes with {other}")
+
+
+def _measure_one(
+    spec: str,
+    words: tuple[str, str, str],
+    dtype: str | None,
+    device: str | None,
+    compare_to_table: str | None,
+    as_json: bool,
+) -> None:
     from archsearch import hardware
     from archsearch.cli.device import chosen
     from archsearch.cli.device import usual_dtype
@@ -53,11 +143,12 @@ def measure(
     from archsearch.space import load
 
     architecture, device = load(spec), chosen(device)
+    phases, batches, contexts = words
     shapes = [
         Shape(one_phase, rows, length, dtype or usual_dtype(device))  # type: ignore[arg-type]
-        for one_phase in values.words(phase)
-        for rows in values.integers(batch, "--batch")
-        for length in values.integers(context, "--context")
+        for one_phase in values.words(phases)
+        for rows in values.integers(batches, "--batch")
+        for length in values.integers(contexts, "--context")
     ]
     if not shapes:
         raise ValueError("--phase must be decode, prefill or train; got none")

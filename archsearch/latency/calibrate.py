@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from archsearch.files import write_text
 from archsearch.latency.agreement import Comparison
@@ -29,7 +28,6 @@ from archsearch.latency.agreement import group_errors
 from archsearch.latency.agreement import rank_orders
 from archsearch.latency.calibration import Group
 from archsearch.latency.calibration import write_calibration
-from archsearch.latency.cases import PARTS
 from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.holdout import leave_one_out
 from archsearch.latency.holdout import summarise
@@ -37,24 +35,21 @@ from archsearch.latency.measured import Row
 from archsearch.latency.measured import append_row
 from archsearch.latency.measured import begin_row
 from archsearch.latency.measured import forget_begun
+from archsearch.latency.measured import origin
 from archsearch.latency.measured import recover_begun
 from archsearch.latency.measured import shape_of
+from archsearch.latency.measured import sources_of
 from archsearch.latency.measured import valid_rows
 from archsearch.latency.missing import Missing
 from archsearch.latency.missing import reasons
 from archsearch.latency.predict import predict
-from archsearch.latency.provenance import METHOD
-from archsearch.latency.provenance import backend_packages
-from archsearch.latency.provenance import git_commit
 from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.sweep import check_alive
 from archsearch.latency.sweep import failure
-from archsearch.latency.sweep import still_works
 from archsearch.latency.whole import Measurement
 from archsearch.latency.whole import WholeModel
 from archsearch.operators import Shape
 from archsearch.profiles import Table
-from archsearch.profiles import source_hashes
-from archsearch.profiles import source_name
 from archsearch.space import ArchSpec
 from archsearch.space import load
 
@@ -180,17 +175,7 @@ def _measure_spec(
     spec: ArchSpec, shapes: Sequence[Shape], folder: Path, device: str, budget_s: float
 ) -> Iterator[Row]:
     """A row per shape, announced in `folder`; the model is freed at the end."""
-    base: Row = {
-        "name": spec.name,
-        "notation": spec.notation,
-        "id": spec.id,
-        "hardware": measured_hardware(device).slug,
-        "torch": str(torch.__version__),
-        "method": METHOD,
-        "git_commit": git_commit(),
-        "sources": _sources(spec, {}),
-        "packages": backend_packages() if device.startswith("cuda") else {},
-    }
+    base = origin(spec, device)
     model: WholeModel | None = None
     for shape in shapes:
         row = {**base, **asdict(shape), "measured": _now(), "error": ""}
@@ -199,12 +184,12 @@ def _measure_spec(
             if model is None:
                 model = WholeModel(spec, device=device, dtype=shape.dtype)
             row |= _values(model.measure(shape, budget_s=budget_s))
-            row["sources"] = _sources(spec, row["backends"])
+            row["sources"] = sources_of(spec, row["backends"])
         except Exception as error:
             row["error"] = failure(error)
         yield row
         if row["error"]:
-            _check_alive(device, row["error"])
+            check_alive(device, row["error"])
 
 
 def _now() -> str:
@@ -237,20 +222,6 @@ def check_same_device(table: Table, device: str) -> None:
             f"the table {table.name!r} was measured on {measured.get('name', 'another device')},"
             f" and this is {here.name}: calibrate a table of this machine"
         )
-
-
-def _check_alive(device: str, error: str) -> None:
-    """Raise OSError where a failed kernel has taken the GPU's context with it."""
-    if device.startswith("cuda") and not still_works(device):
-        raise OSError(
-            f"the GPU stopped working ({error}); what was measured is saved: run the command"
-            " again to go on"
-        )
-
-
-def _sources(spec: ArchSpec, ran: Mapping[str, str]) -> dict[str, str]:
-    names = {layer.operator for layer in spec.layers}
-    return source_hashes({*PARTS, *(source_name(name, ran.get(name, "")) for name in names)})
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archsearch.latency.cases import PARTS
+from archsearch.latency.provenance import METHOD
+from archsearch.latency.provenance import backend_packages
+from archsearch.latency.provenance import git_commit
+from archsearch.latency.provenance import measured_hardware
 from archsearch.operators import Shape
 from archsearch.profiles import Table
 from archsearch.profiles import source_hashes
+from archsearch.profiles import source_name
 from archsearch.profiles.sources import package_change
+from archsearch.space import ArchSpec
 
 MEASURED_FILE = "measured.jsonl"
 # what is being measured, as long as it is: left behind by a process that died
@@ -20,9 +28,33 @@ DIED = "the process died while it measured this"
 Row = dict[str, Any]
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """All rows that were ever measured into `folder`; raises ValueError for a damaged file. A
-    last line that an interruption cut short is left out."""
+def origin(spec: ArchSpec, device: str) -> Row:
+    """What every row of a model says about where it comes from."""
+    import torch
+
+    return {
+        "name": spec.name,
+        "notation": spec.notation,
+        "id": spec.id,
+        "hardware": measured_hardware(device).slug,
+        "torch": str(torch.__version__),
+        "method": METHOD,
+        "git_commit": git_commit(),
+        "sources": sources_of(spec, {}),
+        "packages": backend_packages() if device.startswith("cuda") else {},
+    }
+
+
+def sources_of(spec: ArchSpec, ran: Mapping[str, str]) -> dict[str, str]:
+    """Hashes of the sources behind a model's speed; `ran` names the backend of each operator."""
+    names = {layer.operator for layer in spec.layers}
+    return source_hashes({*PARTS, *(source_name(name, ran.get(name, "")) for name in names)})
+
+
+def read_rows(folder: Path, check: Callable[[Row], object] | None = None) -> list[Row]:
+    """All rows that were ever measured into `folder`; raises ValueError for a damaged file, or
+    where `check` (default: for a shape) does. A last line that was cut short is left out."""
+    check = check or shape_of
     path = folder / MEASURED_FILE
     if not path.exists():
         return []
@@ -30,7 +62,7 @@ def read_rows(folder: Path) -> list[Row]:
     whole = text[: text.rfind("\n") + 1]
     try:
         rows = [json.loads(line) for line in whole.splitlines()]
-        return [row for row in rows if shape_of(row) and row["id"] and row["error"] is not None]
+        return [row for row in rows if check(row) and row["id"] and row["error"] is not None]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): remove it to measure again") from None
 

@@ -295,6 +295,15 @@ def _clean_up(case: Case, row: dict[str, Any], shelf: Shelf, recorder: Recorder)
         )
 
 
+def check_alive(device: str, error: str) -> None:
+    """Raise OSError where a failed kernel has taken the GPU's context with it."""
+    if device.startswith("cuda") and not still_works(device):
+        raise OSError(
+            f"the GPU stopped working ({error}); what was measured is saved: run the command"
+            " again to go on"
+        )
+
+
 def still_works(device: str) -> bool:
     """Whether a GPU still computes after a failure there."""
     try:

@@ -31,6 +31,10 @@ MIN_REPEATS_GPU = 5
 GIB = 2**30
 
 
+class DoesNotFit(ValueError):
+    """A GPU's memory is too small, foreseen or met."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """One call of a whole model (a decode step, a prefill, forward and backward) at a shape.
@@ -72,7 +76,7 @@ class Measurement:
 class WholeModel:
     """A freshly drawn model of `spec` on `device`, to be measured at one shape after another.
 
-    Raises ValueError where the weights do not fit into a GPU's memory.
+    Raises DoesNotFit, a ValueError, where the weights do not fit into a GPU's memory.
     """
 
     def __init__(self, spec: ArchSpec, *, device: str = "cpu", dtype: str = "float32") -> None:
@@ -81,23 +85,34 @@ class WholeModel:
         with self._room(f"holding its weights in {dtype}", weights):
             self.model: HybridLM = build(spec, device=device, dtype=getattr(torch, dtype))
 
-    def measure(self, shape: Shape, *, budget_s: float = BUDGET_S) -> Measurement:
+    def measure(
+        self, shape: Shape, *, budget_s: float = BUDGET_S, capacity: int | None = None
+    ) -> Measurement:
         """Time one decode step behind `context` real tokens, one prefill of `context` tokens,
-        or forward and backward over them; on a CPU the quietest of several measurements.
+        or forward and backward over them; on a CPU the quietest of several measurements. A
+        decode step finds room for `capacity` tokens per row (None: for no more than its own).
 
-        Raises ValueError where the shape does not fit into a GPU's memory.
+        Raises DoesNotFit, a ValueError, where the shape does not fit into a GPU's memory.
         """
         if shape.dtype != self.dtype:
             raise ValueError(f"the model is in {self.dtype}; got a shape in {shape.dtype}")
+        if capacity is not None and (shape.phase != "decode" or capacity <= shape.context):
+            raise ValueError(
+                f"capacity must exceed the context of a decode step; got {capacity} for {shape}"
+            )
         what = f"{shape.phase} of batch {shape.batch} at context {shape.context}"
-        with self._room(what, self._state_bytes(shape)):
-            return self._measure(shape, budget_s)
+        with self._room(what, self._state_bytes(shape, capacity)):
+            return self._measure(shape, budget_s, capacity)
 
-    def _measure(self, shape: Shape, budget_s: float) -> Measurement:
+    def _measure(self, shape: Shape, budget_s: float, capacity: int | None) -> Measurement:
         on_gpu = self.device.startswith("cuda")
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(self.device)
-        call = CALLS[shape.phase](self.model, shape)
+        call = (
+            CALLS[shape.phase](self.model, shape)
+            if capacity is None
+            else decode_call(self.model, shape, capacity)
+        )
         passes = 1 if on_gpu else timing.CPU_PASSES
         meter = nvml.Meter(nvml.sensor(self.device))
         with recorded() as backends:
@@ -116,27 +131,34 @@ class WholeModel:
             timing=min(timings, key=lambda measured: measured.p50_us),
             backends=dict(backends),
             weight_bytes=sum(p.numel() * p.element_size() for p in self.model.parameters()),
-            state_bytes=self._state_bytes(shape),
+            state_bytes=self._state_bytes(shape, capacity),
             peak_bytes=torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
             reading=meter.reading,
         )
 
-    def _state_bytes(self, shape: Shape) -> int:
+    def _state_bytes(self, shape: Shape, capacity: int | None) -> int:
         if shape.phase == "train":
             return 0
-        return count.state_bytes(self.spec, shape.context, shape.batch, shape.dtype)
+        tokens = capacity or shape.context
+        return count.state_bytes(self.spec, tokens, shape.batch, shape.dtype)
+
+    def free_bytes(self) -> int | None:
+        """What a GPU's memory can still take, dead models and graphs cleared; None on a CPU."""
+        if not self.device.startswith("cuda"):
+            return None
+        gc.collect()
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(self.device)[0])
 
     @contextmanager
     def _room(self, what: str, need: int) -> Iterator[None]:
         """Turn too little memory on a GPU, foreseen or met, into one sentence."""
-        if not self.device.startswith("cuda"):
+        free = self.free_bytes()
+        if free is None:
             yield
             return
-        # memory of dead models and graphs
-        gc.collect()
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        full = ValueError(
+        total = torch.cuda.mem_get_info(self.device)[1]
+        full = DoesNotFit(
             f"{self.spec.name or self.spec.notation} does not fit the"
             f" {torch.cuda.get_device_name(self.device)}: {what} needs more than"
             f" {need / GIB:.1f} GiB, and {free / GIB:.1f} of its {total / GIB:.1f} GiB are free"
@@ -157,10 +179,12 @@ def measure_model(
     return model.measure(shape, budget_s=budget_s).timing
 
 
-def decode_call(model: HybridLM, shape: Shape) -> Callable[[], Tensor]:
-    """A call that decodes one token per row, always at the same position."""
+def decode_call(
+    model: HybridLM, shape: Shape, capacity: int | None = None
+) -> Callable[[], Tensor]:
+    """A call that decodes one token per row, always at the same position; see `measure`."""
     behind = shape.context + model.spec.num_meta_tokens
-    state = model.init_state(shape.batch, shape.context + 1)
+    state = model.init_state(shape.batch, capacity or shape.context + 1)
     fill(state.layers, torch.Generator(model.embed.weight.device).manual_seed(0))
     ids = _ids(model, shape.batch)
 

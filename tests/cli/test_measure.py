@@ -27,7 +27,8 @@ def measured_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("timing", "latency.sweep", "latency.repeat"):
             patch.setattr(f"archsearch.{module}.CPU_PASSES", 1)
-        patch.setattr(whole.WholeModel.measure, "__kwdefaults__", {"budget_s": 0.0})
+        usual = whole.WholeModel.measure.__kwdefaults__
+        patch.setattr(whole.WholeModel.measure, "__kwdefaults__", {**usual, "budget_s": 0.0})
         patch.setenv("COLUMNS", "80")
         yield
 

@@ -25,7 +25,7 @@ def test_a_gpu_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="decode of batch 4096 at context 512 needs more than"):
         model.measure(Shape("decode", 4096, 512))
 
-    def met(shape: Shape, budget_s: float) -> None:
+    def met(shape: Shape, budget_s: float, capacity: int | None) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "_measure", met)
@@ -36,6 +36,16 @@ def test_a_gpu_that_is_too_small_is_one_sentence(monkeypatch: pytest.MonkeyPatch
 def test_a_shape_in_another_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="the model is in float32"):
         WholeModel(SPEC).measure(Shape("decode", 1, 16, "bfloat16"))
+
+
+def test_a_step_finds_the_room_that_is_asked_for() -> None:
+    model = WholeModel(SPEC)
+    found = model.measure(Shape("decode", 2, 16), budget_s=0.0, capacity=64)
+    assert found.state_bytes == count.state_bytes(SPEC, 64, 2)
+    with pytest.raises(ValueError, match="capacity must exceed the context of a decode step"):
+        model.measure(Shape("decode", 2, 16), capacity=16)
+    with pytest.raises(ValueError, match="capacity must exceed"):
+        model.measure(Shape("prefill", 2, 16), capacity=64)
 
 
 @pytest.mark.gpu
