@@ -12,13 +12,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from fresh import asked_for
 
 from archsearch import timing
 from archsearch.files import write_text
@@ -27,7 +27,6 @@ from archsearch.latency.provenance import measured_hardware
 from archsearch.latency.provenance import provenance
 from archsearch.latency.whole import WholeModel
 from archsearch.operators import Shape
-from archsearch.operators import backends
 from archsearch.space import ArchSpec
 from archsearch.space import LayerSpec
 from archsearch.space import count
@@ -89,7 +88,7 @@ def main() -> None:
     save(path, result)
     speeds = {"read": measure_ceilings(DEVICE).read_bytes_s, "copy": copy_bytes_s()}
     result["bytes_s"] = speeds
-    with backends.override(given.backend) if given.backend else nullcontext():
+    with asked_for(given.backend):
         for row in decode_rows(speeds):
             result["decode"].append(row)
             save(path, result)

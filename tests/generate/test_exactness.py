@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from contextlib import ExitStack
 from contextlib import contextmanager
 from contextlib import nullcontext
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ VOCAB, META = 1000, 16
 SEED, PATTERNS, MOST_LAYERS = 2, 10, 12
 WIDTH = {"cpu": 128, "cuda": 256}
 NEW = {"cpu": 8, "cuda": 512}
-NEW_BF16 = {"cpu": 3, "cuda": 128}
+NEW_BF16 = {"cpu": 3, "cuda": 64}
 # freshly drawn layers whisper, and a greedy text repeats its last token for ever: these many
 # times as loud, what is said depends on all that was said before
 LOUD = 20.0
@@ -73,8 +74,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-@every_model
 @every_batch
+@every_model
 def test_greedy_tokens_are_the_forward_passes(name: str, lengths: tuple[int, ...]) -> None:
     compare_greedy(name, lengths, "cpu")
 
@@ -91,18 +92,24 @@ def test_the_patterns_hold_every_mixer() -> None:
 
 
 @pytest.fixture
-def as_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_in_use() -> Iterator[None]:
     """Graphs as users replay them, and fp32 that is no TF32."""
     # what poisons memory would stand between the kernels, and keep races from being seen
     torch.use_deterministic_algorithms(False)
-    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
-        monkeypatch.setattr(part, "fp32_precision", "ieee")
+    # pytest's monkeypatch does not get on with these objects
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "ieee"
+    yield
+    for part, precision in zip(parts, before, strict=True):
+        part.fp32_precision = precision
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("as_in_use")
-@every_case
 @every_batch
+@every_case
 def test_greedy_tokens_in_a_graph(name: str, backend: str, lengths: tuple[int, ...]) -> None:
     with asked_for(backend):
         compare_greedy(name, lengths, "cuda")
@@ -110,8 +117,8 @@ def test_greedy_tokens_in_a_graph(name: str, backend: str, lengths: tuple[int, .
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("as_in_use")
-@every_case
 @every_batch
+@every_case
 def test_bf16_logits_in_a_graph(name: str, backend: str, lengths: tuple[int, ...]) -> None:
     with asked_for(backend):
         compare_bf16(name, lengths, "cuda")
@@ -248,6 +255,7 @@ def spec_of(name: str, width: int) -> ArchSpec:
     return space.decode(drawn[int(name.removeprefix("searched-"))])
 
 
+@lru_cache(maxsize=2)
 def model_of(name: str, device: str, dtype: torch.dtype) -> HybridLM:
     """The same weights on every device and in every dtype: those that bf16 holds."""
     model = build(spec_of(name, WIDTH[device]), dtype=torch.bfloat16)
