@@ -33,9 +33,8 @@ def main() -> None:
     parser.add_argument("context", type=int)
     parser.add_argument("--backend", choices=("triton", "torch"))
     given = parser.parse_args()
-    with asked_for(given.backend), backends.recorded() as used:
-        found = measure(given.model, given.context)
-    print(json.dumps({**found, "backends": dict(used)}))
+    with asked_for(given.backend):
+        print(json.dumps(measure(given.model, given.context)))
 
 
 @contextmanager
@@ -61,13 +60,15 @@ def measure(name: str, context: int) -> dict[str, Any]:
 
     model = build(load(name), device=DEVICE, dtype=torch.bfloat16)
     done("build")
-    session = Session(model, batch_size=1, max_len=context + NEW_TOKENS)
-    session.prepare()
+    with backends.recorded() as decode:
+        session = Session(model, batch_size=1, max_len=context + NEW_TOKENS)
+        session.prepare()
     done("graph")
     ids = torch.randint(
         model.spec.vocab_size, (1, context), generator=torch.Generator().manual_seed(0)
     )
-    session.prompt(ids)
+    with backends.recorded() as prefill:
+        session.prompt(ids)
     done("prompt")
     session.generate(NEW_TOKENS)
     done("decode")
@@ -77,6 +78,7 @@ def measure(name: str, context: int) -> dict[str, Any]:
         "parameter_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
         "state_bytes": session.state.num_bytes,
         "stages": stages,
+        "backends": {"decode": dict(decode), "prefill": dict(prefill)},
     }
 
 
