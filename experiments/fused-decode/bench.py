@@ -89,7 +89,7 @@ def main() -> None:
         model = build(load(name), device="cuda", dtype=torch.bfloat16)
         for batch in given.batches:
             shape = Shape("decode", batch, given.context, "bfloat16")
-            floor_ms = 1e3 * step_bytes(model, shape) / ceilings.read_bytes_s
+            floor_ms = 1e3 * count.step_bytes(model.spec, shape) / ceilings.read_bytes_s
             for kind, row in compare(model, shape, plain=not given.no_plain):
                 results.append({"model": name, "batch": batch, "kind": kind, **row})
                 show(results[-1], floor_ms)
@@ -104,13 +104,6 @@ def main() -> None:
             (given.out / "result.json").write_text(json.dumps(results, indent=1) + "\n")
         del model
         torch.cuda.empty_cache()
-
-
-def step_bytes(model: HybridLM, shape: Shape) -> int:
-    """Weights, states and caches that a step moves: each layer's cost and the head."""
-    spec = model.spec
-    head = spec.vocab_size * spec.hidden_size * shape.element_bytes
-    return head + sum(cost.bytes for cost in count.layers(spec, shape))
 
 
 def compare(model: HybridLM, shape: Shape, *, plain: bool) -> Iterator[tuple[str, dict[str, Any]]]:

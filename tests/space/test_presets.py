@@ -111,6 +111,19 @@ def test_meta_tokens_are_computed_and_cached() -> None:
     )
 
 
+def test_bytes_of_a_step() -> None:
+    """Weights, head and cache are read, the new token is written; an embedding is not read."""
+    spec = parse("a f @256", vocab_size=100, num_meta_tokens=20)
+    shape = Shape("decode", 3, 10, "bfloat16")
+    parts = count.parameter_parts(spec)
+    cache = count.state_bytes(spec, 10 + 1, 3, "bfloat16")
+    activations = 2 * 2 * 3 * 256
+    weights = 2 * (parts["mixers"] + parts["embedding"])
+    assert count.step_bytes(spec, shape) == weights + cache + 2 * activations
+    untied = spec.model_copy(update={"tie_embeddings": False})
+    assert count.step_bytes(untied, shape) == count.step_bytes(spec, shape)
+
+
 def test_state_and_flops() -> None:
     spec = parse("a f @256", vocab_size=100)
     assert count.state_bytes(spec, 10, batch=3, dtype="bfloat16") == 3 * 10 * 2 * 64 * 2
