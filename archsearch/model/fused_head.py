@@ -21,8 +21,9 @@ from archsearch.operators.fused.table import PREFERRED
 def step_logits(head: nn.Module, h: Tensor) -> Tensor:
     """fp32 logits[B,V] of the residual stream h[B,H]; fused where a layer's step would be."""
     preferred = HEAD in PREFERRED
+    wanted = forced(HEAD) or ("triton" if preferred else "")
     # something may stand in the head's place
-    if not isinstance(head, LMHead) or not (preferred or forced(HEAD) == "triton"):
+    if not isinstance(head, LMHead) or wanted != "triton":
         logits: Tensor = head(h)
         return logits
     request = Request(HEAD, "decode", h.device.type, h.dtype)

@@ -9,6 +9,10 @@ from torch import nn
 from archsearch.operators.common.norm import RMSNorm
 
 
+# rows whose norms are computed at a time
+ROWS = 4096
+
+
 class LMHead(nn.Module):
     """Final norm, then logits; with `head_norm` each logit is divided by the norm of its row
     of the head (an all-zero row, a padding token's, gives logit 0 and takes no gradient)."""
@@ -36,7 +40,9 @@ class LMHead(nn.Module):
         if self._inverse is None or self._inverse[0] != key:
             # a frozen head is trained around: what is kept must not be an inference tensor
             with torch.inference_mode(False), torch.no_grad():
-                self._inverse = (key, _inverse_row_norms(weight))
+                # in parts: squares of all rows in fp32 would take more memory than the weights
+                parts = [_inverse_row_norms(part) for part in weight.split(ROWS)]
+                self._inverse = (key, torch.cat(parts))
         return self._inverse[1]
 
 

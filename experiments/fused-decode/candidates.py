@@ -42,8 +42,8 @@ SEVERAL = (
     (128, 64, 8, 4),
     (128, 128, 8, 3),
 )
-# those of them that are tried with fetching ahead, and in shares where they are added up
-SOME = ((32, 128, 4, 4), (64, 64, 4, 5), (64, 128, 4, 4))
+# those of them that are tried in shares where they are added up
+SPLIT = ((32, 128, 4, 4), (64, 64, 4, 5), (64, 128, 4, 4))
 SHARES = (2, 4, 8)
 MOST_SHARED = 200 * 1024
 
@@ -65,9 +65,7 @@ def candidates(
         for n, k, warps, stages in SEVERAL:
             if k > widest or 2 * (pairs * n + usual.m) * k * stages > MOST_SHARED:
                 continue
-            some = (n, k, warps, stages) in SOME
-            splits = SHARES if some and epilogue == "residual" else ()
-            for ahead in (0, width) if some else (0,):
-                tried.append(Blocks(usual.m, n, k, warps, stages, ahead))
-            tried += (Blocks(usual.m, n, k, warps, stages, 0, count) for count in splits)
+            tried.append(Blocks(usual.m, n, k, warps, stages))
+            if epilogue == "residual" and (n, k, warps, stages) in SPLIT:
+                tried += (Blocks(usual.m, n, k, warps, stages, splits) for splits in SHARES)
     yield from dict.fromkeys(one for one in tried if one != usual)

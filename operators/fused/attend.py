@@ -19,7 +19,6 @@ from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
-from archsearch.operators.fused.device import prefetch
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
@@ -30,11 +29,11 @@ from archsearch.operators.layer import State
 # rows of a tile that tensor cores multiply at least
 LEAST_HEADS = 16
 # fewer slots are not worth a program of their own
-LEAST_SLOTS = 64
+LEAST_SLOTS = 32
 MOST_SPLITS = 32
 # slots that a program looks at together, and how many such tiles are on their way to it
-TILE = 128
-STAGES = 2
+TILE = 64
+STAGES = 3
 # entries of the splits' outputs that the last program holds at once
 MERGE_ENTRIES = 8192
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -62,6 +61,23 @@ def _turned(x, norm, cos, sin, d, ok, D: tl.constexpr, EPS: tl.constexpr, LIKE: 
         weight = tl.load(norm + pair, mask=d < D, other=0.0).to(tl.float32)
         other = rounded(rounded(other * scale, LIKE) * weight, LIKE)
     return rotated(value, other, cos, sin, d, D, LIKE)
+
+
+@triton.jit
+def _weighed(query, key, value, seen, largest, total, result, SCALE: tl.constexpr):
+    """(largest exponent, sum of weights, weighted sum of values) with one tile more: keys and
+    values [S,D], of which those `seen`[S] count."""
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (SCALE * LOG2_E)
+    scores = tl.where(seen[None, :], scores, -float("inf"))
+    higher = tl.maximum(largest, tl.max(scores, 1, keep_dims=True))
+    # a tile of nothing but the new token's slot leaves all at minus infinity
+    base = tl.where(higher == -float("inf"), 0.0, higher)
+    weights = tl.exp2(scores - base)
+    before = tl.exp2(largest - base)
+    total = total * before + tl.sum(weights, 1, keep_dims=True)
+    result = result * before
+    result = tl.dot(weights.to(value.dtype), value, result, input_precision="ieee")
+    return higher, total, result
 
 
 @triton.jit
@@ -152,15 +168,13 @@ def attend_kernel(
     s = tl.arange(0, BLOCK_S)
     cache = (row.to(tl.int64) * slots * G + group) * D
     table = tl.minimum(at, length - 1) * (D // 2)
-    if DEPENDENT:
-        prefetch(cos + table, D // 2 * cos.dtype.element_ty.primitive_bitwidth // 8)
-        prefetch(sin + table, D // 2 * sin.dtype.element_ty.primitive_bitwidth // 8)
-        if q_norm is not None:
-            prefetch(q_norm, D * kind.primitive_bitwidth // 8)
-            prefetch(k_norm, D * kind.primitive_bitwidth // 8)
-        first_tile = tl.minimum(split * share + s, slots - 1).to(tl.int64) * (G * D)
-        prefetch(keys + cache + first_tile, D * kind.primitive_bitwidth // 8)
-        prefetch(values + cache + first_tile, D * kind.primitive_bitwidth // 8)
+    # the first tile, which earlier steps wrote, is on its way before the query is there
+    begin = split * share
+    seen = (begin + s < end) & (begin + s != slot)
+    tile = cache + (begin + s)[:, None].to(tl.int64) * (G * D) + d
+    mask = seen[:, None] & (d < D)
+    key = tl.load(keys + tile, mask=mask, other=0.0, cache_modifier=".cg")
+    value = tl.load(values + tile, mask=mask, other=0.0, cache_modifier=".cg")
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
     heads = group * (N // G) + lanes
@@ -179,24 +193,15 @@ def attend_kernel(
     total = tl.where(first, 1.0, 0.0) + tl.zeros([BLOCK_N, 1], tl.float32)
     result = tl.where(first, new_value, 0.0) + tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     query = query.to(kind)
-    for begin in tl.range(split * share, end, BLOCK_S, num_stages=STAGES):
-        index = begin + s
+    largest, total, result = _weighed(query, key, value, seen, largest, total, result, SCALE)
+    for at in tl.range(begin + BLOCK_S, end, BLOCK_S, num_stages=STAGES):
+        index = at + s
         seen = (index < end) & (index != slot)
         tile = cache + index[:, None].to(tl.int64) * (G * D) + d
         mask = seen[:, None] & (d < D)
         key = tl.load(keys + tile, mask=mask, other=0.0)
         value = tl.load(values + tile, mask=mask, other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (SCALE * LOG2_E)
-        scores = tl.where(seen[None, :], scores, -float("inf"))
-        higher = tl.maximum(largest, tl.max(scores, 1, keep_dims=True))
-        # a tile of nothing but the new token's slot leaves all at minus infinity
-        base = tl.where(higher == -float("inf"), 0.0, higher)
-        weights = tl.exp2(scores - base)
-        before = tl.exp2(largest - base)
-        total = total * before + tl.sum(weights, 1, keep_dims=True)
-        result = result * before
-        result = tl.dot(weights.to(kind), value, result, input_precision="ieee")
-        largest = higher
+        largest, total, result = _weighed(query, key, value, seen, largest, total, result, SCALE)
     out += row.to(tl.int64) * (N * D)
     if SPLITS == 1:
         tl.store(out + heads * D + d, (result / total).to(kind), mask=head_ok)

@@ -29,15 +29,14 @@ PROCESSORS = 132
 @dataclass(frozen=True, slots=True)
 class Blocks:
     """A program's share: m rows of the batch, n of the weights, k columns at a time; with how
-    many warps, stages of loads, and columns fetched ahead. The columns of a "residual" product
-    of several rows may be split over programs, whose parts a kernel more adds up."""
+    many warps and stages of loads. The columns of a "residual" product of several rows may be
+    split over programs, whose parts a kernel more adds up."""
 
     m: int
     n: int
     k: int
     warps: int
     stages: int = 1
-    ahead: int = 0
     splits: int = 1
 
 
@@ -71,16 +70,16 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
     columns = min(max(16, power_of_2(width)), 128 if m <= 32 else 64)
-    stages = 4 if columns == 128 else 5
-    if epilogue == "swiglu":
-        return Blocks(m, 32, columns, warps=4, stages=stages)
+    stages = 3 if columns == 128 else 4
+    if epilogue in ("swiglu", "head"):
+        return Blocks(m, 64, columns, warps=4, stages=stages)
     splits = 1
     if epilogue == "residual":
         while splits < MOST_SPLITS and rows * splits < 64 * PROCESSORS:
             splits *= 2
     # tensor cores take 64 rows of weights; fewer leave more programs to share the reading
-    n = 64 if rows * splits >= 64 * PROCESSORS // 2 else 32
-    return Blocks(m, n, columns, warps=4, stages=stages, splits=splits)
+    n = 64 if rows * splits >= 64 * PROCESSORS else 32
+    return Blocks(m, n, columns, warps=4, stages=stages + 1, splits=splits)
 
 
 def power_of_2(size: int) -> int:

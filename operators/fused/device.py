@@ -13,8 +13,9 @@ read inputs, compute, and only now write. Why this is safe:
 - nothing is written before the wait: memory that the allocator hands from one step of the chain
   to a later one is not overwritten while somebody still reads it.
 
-Kernels that move little (a norm, a sum of shares) do (3) before (2), so that the product behind
-them fetches its weights while the product before them still runs.
+Kernels that move little (a norm, convolutions, a sum of shares) do (3) before (2), so that the
+kernel behind them fetches weights or states while the product before them still runs. Where all
+do, nothing is gained (measured).
 
 What (1) reads and a kernel of an earlier step wrote is loaded past the L1 (`.cg`): nobody promises
 that a kernel which starts early finds its multiprocessor's L1 empty.
@@ -52,8 +53,7 @@ def launch_options() -> dict[str, bool]:
     """Keywords of every launch: whether kernels are launched dependently, as they are on a Hopper
     GPU unless ARCHSEARCH_DEPENDENT=0."""
     dependent = not interpreting() and is_hopper() and os.environ.get(SWITCH) != "0"
-    mode = int(os.environ.get("ARCHSEARCH_MODE", "1"))
-    return {"DEPENDENT": mode, "launch_pdl": True} if dependent else {"DEPENDENT": 0}
+    return {"DEPENDENT": True, "launch_pdl": True} if dependent else {"DEPENDENT": False}
 
 
 def early() -> int:
@@ -73,12 +73,9 @@ def wait_if_alone(early, DEPENDENT: tl.constexpr):
 @triton.jit
 def wait(DEPENDENT: tl.constexpr):
     """Steps (2) and (3)."""
-    if DEPENDENT == 1:
+    if DEPENDENT:
         gdc_wait()
         gdc_launch_dependents()
-    if DEPENDENT == 2:
-        gdc_launch_dependents()
-        gdc_wait()
 
 
 @triton.jit
@@ -93,31 +90,6 @@ def wait_only(DEPENDENT: tl.constexpr):
     """Step (2) of such a kernel."""
     if DEPENDENT:
         gdc_wait()
-
-
-@triton.jit
-def prefetch(pointers, size):
-    """Bring `size` bytes from each of these addresses on (a tile of at most two dimensions, of one
-    entry per thread) to the L2."""
-    # one instruction a run of bytes: line by line, it would take longer than reading them. Threads
-    # beyond the tile's entries hold copies; runs begin and end at multiples of 16 bytes
-    tl.inline_asm_elementwise(
-        """{
-        .reg .pred mine;
-        .reg .b32 thread;
-        .reg .b64 begin;
-        mov.u32 thread, %tid.x;
-        setp.lt.u32 mine, thread, $3;
-        and.b64 begin, $1, -16;
-        @mine cp.async.bulk.prefetch.L2.global [begin], $2;
-        mov.u32 $0, 0;
-        }""",
-        "=r,l,r,r",
-        [pointers.to(tl.int64), tl.cast(size // 16 * 16, tl.int32), pointers.numel],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit

@@ -38,7 +38,9 @@ def find_step(mixer: Mixer, norm: RMSNorm, h: Tensor) -> Step | None:
     Raises ValueError where the fused step is forced and cannot serve the layer.
     """
     name = mixer.operator
-    if name not in STEPS or (name not in PREFERRED and forced(name) != "triton"):
+    # whoever forces another backend gets the plain step
+    wanted = forced(name) or ("triton" if name in PREFERRED else "")
+    if name not in STEPS or wanted != "triton":
         return None
     request = Request(name, "decode", h.device.type, h.dtype)
 

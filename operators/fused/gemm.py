@@ -1,5 +1,5 @@
 """Products of several rows with weights that are read once, by tensor cores, and what stands
-around them: the norm before, and the sum of a product's shares after.
+around them: the norm before, the convolutions and the sum of a product's shares after.
 
 The weights are the left operand, whose rows tensor cores take 64 at a time; the batch's few rows
 are the right one's columns. `gemv` serves one row.
@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from archsearch.operators.fused.device import let_next_start
-from archsearch.operators.fused.device import prefetch
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import silu
 from archsearch.operators.fused.device import wait
@@ -59,9 +58,6 @@ def matrix_kernel(
     x,
     weights,
     biases,
-    conv_weights,
-    conv_biases,
-    conv_states,
     h,
     active,
     inverse,
@@ -74,20 +70,17 @@ def matrix_kernel(
     SIZES: tl.constexpr,
     STARTS: tl.constexpr,
     COUNT: tl.constexpr,
-    CONVS: tl.constexpr,
-    TAPS: tl.constexpr,
     EPILOGUE: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    AHEAD: tl.constexpr,
     SPLITS: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """BLOCK_M rows times BLOCK_N of the weights, AHEAD columns of which go to the L2 before the
-    input is there. A program whose columns are one of SPLITS shares leaves its part of the sums
-    in `out` for `gather_kernel`."""
+    """BLOCK_M rows times BLOCK_N of the weights, whose first tile is on its way before the input
+    is there. A program whose columns are one of SPLITS shares leaves its part of the sums in
+    `out` for `gather_kernel`."""
     pid = tl.program_id(0)
     weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
     kind = weight.dtype.element_ty
@@ -109,25 +102,18 @@ def matrix_kernel(
     k = tl.arange(0, BLOCK_K)
     SHARE: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
     start = tl.program_id(2) * SHARE
+    end = tl.minimum(start + SHARE, K)
     wait_if_alone(early, DEPENDENT)
-    if DEPENDENT and AHEAD > 0:
-        length = tl.maximum(tl.minimum(min(AHEAD, SHARE), K - start), 0)
-        prefetch(rows + tl.minimum(start, K), length * (kind.primitive_bitwidth // 8))
-    if CONVS > 0:
-        in_conv = ok & (pid < STARTS[CONVS])
-        past = chosen(pid, conv_states, STARTS, CONVS)
-        taps = chosen(pid, conv_weights, STARTS, CONVS)
-        conv_bias = None if conv_biases is None else chosen(pid, conv_biases, STARTS, CONVS)
+    tile = weight_tile(rows[:, None] + (start + k)[None, :], r_ok, start + k, K, EVEN)
     bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
     other = constant(bias, inverse, n, n_ok, EPILOGUE)
     wait(DEPENDENT)
     inputs = x + m[:, None].to(tl.int64) * X_STRIDE + k[None, :]
     acc = tl.zeros([PAIR * BLOCK_N, BLOCK_M], tl.float32)
-    for at in tl.range(start, tl.minimum(start + SHARE, K), BLOCK_K):
-        if EVEN:
-            value = tl.load(inputs + at)
-        else:
-            value = tl.load(inputs + at, mask=(at + k < K)[None, :], other=0.0)
+    value = _columns(inputs, start, k, K, EVEN)
+    acc = tl.dot(tile, tl.trans(value.to(kind)), acc, input_precision="ieee")
+    for at in tl.range(start + BLOCK_K, end, BLOCK_K):
+        value = _columns(inputs, at, k, K, EVEN)
         tile = weight_tile(rows[:, None] + (at + k)[None, :], r_ok, at + k, K, EVEN)
         acc = tl.dot(tile, tl.trans(value.to(kind)), acc, input_precision="ieee")
     if SPLITS > 1:
@@ -147,14 +133,54 @@ def matrix_kernel(
         if EPILOGUE == "residual":
             other = tl.load(h + m[:, None] * OUT_STRIDE + n[None, :], mask=ok, other=0.0)
             other = other.to(tl.float32)
-        if CONVS > 0:
-            x3, x2, x1, w3, w2, w1, w0, b0 = window(
-                past, taps, conv_bias, m, n, in_conv, size, TAPS
-            )
-            y = rounded(y, kind)
-            shift(past, y, x2, x1, m, n, in_conv & takes_part[:, None], size, TAPS)
-            y = tl.where(in_conv, silu(x3 * w3 + x2 * w2 + x1 * w1 + y * w0 + b0), y)
         finish(y, up, other, takes_part, out, m, n, ok, column, OUT_STRIDE, EPILOGUE)
+
+
+@triton.jit
+def _columns(inputs, at, k, K: tl.constexpr, EVEN: tl.constexpr):
+    """Columns at + k of all rows of the input."""
+    if EVEN:
+        value = tl.load(inputs + at)
+    else:
+        value = tl.load(inputs + at, mask=(at + k < K)[None, :], other=0.0)
+    return value
+
+
+@triton.jit(do_not_specialize=["early"])
+def conv_kernel(
+    y,
+    weights,
+    biases,
+    states,
+    active,
+    early,
+    STRIDE: tl.constexpr,
+    SIZES: tl.constexpr,
+    STARTS: tl.constexpr,
+    COUNT: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """The short convolutions with SiLU of one row of projections, in place in y[B,*]."""
+    pid = tl.program_id(1)
+    state, first, column, size = owned(pid, states, SIZES, STARTS, COUNT)
+    taps = chosen(pid, weights, STARTS, COUNT)
+    bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
+    kind = y.dtype.element_ty
+    row = tl.program_id(0)
+    m = row + tl.arange(0, 1)
+    n = (pid - first) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ok = (n < size)[None, :]
+    let_next_start(DEPENDENT)
+    wait_if_alone(early, DEPENDENT)
+    x3, x2, x1, w3, w2, w1, w0, b0 = window(state, taps, bias, m, n, ok, size, TAPS)
+    takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
+    here = y + row.to(tl.int64) * STRIDE + (column + n)[None, :]
+    wait_only(DEPENDENT)
+    new = tl.load(here, mask=ok, other=0.0).to(tl.float32)
+    shift(state, new, x2, x1, m, n, ok & takes_part, size, TAPS)
+    tl.store(here, silu(x3 * w3 + x2 * w2 + x1 * w1 + new * w0 + b0).to(kind), mask=ok)
 
 
 @triton.jit

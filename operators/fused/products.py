@@ -22,6 +22,7 @@ from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
+from archsearch.operators.fused.gemm import conv_kernel
 from archsearch.operators.fused.gemm import gather_kernel
 from archsearch.operators.fused.gemm import matrix_kernel
 from archsearch.operators.fused.gemm import norm_kernel
@@ -30,8 +31,9 @@ from archsearch.operators.fused.heads import Cut
 
 # inputs of a convolution that the kernels hold
 MOST_TAPS = 4
-# columns that a program adds up the parts of
+# columns that a program adds up the parts of, and channels that it convolves
 GATHERED = 512
+CONVOLVED = 512
 
 
 @dataclass(frozen=True)
@@ -140,20 +142,11 @@ def _launch(
         # whole heads at a time
         blocks = replace(blocks, k=max(blocks.k, len(norm.weight)))
     programs, layout = _layout(sizes[:1] if epilogue == "swiglu" else sizes, width, blocks)
-    shared = (
-        tuple(weights),
-        None if biases is None else tuple(biases),
-        *_conv_tensors(convs),
-        h,
-        active,
-        inverse,
-    )
+    given = (tuple(weights), None if biases is None else tuple(biases))
     options: dict[str, Any] = {
         "K": width,
         "OUT_STRIDE": out.stride(0),
         **layout,
-        "CONVS": 0 if convs is None else len(convs.modules),
-        "TAPS": 0 if convs is None else convs.modules[0].kernel,
         "EPILOGUE": epilogue,
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
@@ -165,9 +158,15 @@ def _launch(
                 x,
                 None if norm is None else norm.weight,
                 gate,
-                *shared,
+                *given,
+                *_conv_tensors(convs),
+                h,
+                active,
+                inverse,
                 out,
                 early(),
+                CONVS=0 if convs is None else len(convs.modules),
+                TAPS=0 if convs is None else convs.modules[0].kernel,
                 W=0 if norm is None else len(norm.weight),
                 EPS=0.0 if norm is None else norm.eps,
                 **options,
@@ -179,13 +178,15 @@ def _launch(
     with on_device(x):
         matrix_kernel[(programs, -(-batch // blocks.m), splits)](
             x,
-            *shared,
+            *given,
+            h,
+            active,
+            inverse,
             out if parts is None else parts,
             early(),
             batch,
             X_STRIDE=x.stride(0),
             BLOCK_M=blocks.m,
-            AHEAD=blocks.ahead,
             SPLITS=splits,
             **options,
         )
@@ -202,6 +203,32 @@ def _launch(
                 num_warps=4,
                 **launch_options(),
             )
+    if convs is not None:
+        _convolve(out, convs, active)
+
+
+def _convolve(y: Tensor, convs: Convs, active: Tensor | None) -> None:
+    """Replace the first columns of y[B,*], one part after another, by their convolutions."""
+    sizes = [len(module.weight) for module in convs.modules]
+    ends = list(accumulate(-(-size // CONVOLVED) for size in sizes))
+    weights, biases, states = _conv_tensors(convs)
+    with on_device(y):
+        conv_kernel[(len(y), ends[-1])](
+            y,
+            weights,
+            biases,
+            states,
+            active,
+            early(),
+            STRIDE=y.stride(0),
+            SIZES=tuple(sizes),
+            STARTS=(0, *ends),
+            COUNT=len(sizes),
+            TAPS=convs.modules[0].kernel,
+            BLOCK_N=CONVOLVED,
+            num_warps=4,
+            **launch_options(),
+        )
 
 
 def _normed(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
