@@ -16,7 +16,17 @@ STEPS = (
 # the part of a model beside its layers that has one too
 HEAD = "head"
 # those whose step has been measured on a GPU and found faster
-PREFERRED: tuple[str, ...] = ()
+PREFERRED = (
+    "attention",
+    "deltanet",
+    "ffn",
+    "gated_deltanet",
+    "gla",
+    HEAD,
+    "mamba2",
+    "retention",
+    "sliding_window",
+)
 
 
 def decode_backends(operator: str, backends: tuple[str, ...]) -> tuple[str, ...]:
