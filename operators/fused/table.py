@@ -9,6 +9,7 @@ STEPS = (
     "ffn",
     "gated_deltanet",
     "gla",
+    "mamba",
     "mamba2",
     "retention",
     "sliding_window",

@@ -66,6 +66,9 @@ CASES = (
     Case("gated_deltanet", batches=(3,)),
     Case("gated_deltanet", 64, {"num_heads": 2, "num_v_heads": 4, "head_dim": 16}),
     Case("gated_deltanet", 64, {"num_heads": 1, "head_dim": 16, "use_gate": False}),
+    Case("mamba", batches=(1, 17)),
+    Case("mamba", 40, {"d_state": 5, "d_conv": 3, "conv_bias": False, "dt_rank": 11}),
+    Case("mamba", 24, {"expand": 3, "state_dtype": "float32"}, (3,)),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
     Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
@@ -287,6 +290,8 @@ def check_refusals() -> None:
     assert "weights are float16" in refusal(ready().half())
     assert "2 groups" in refusal(ready("mamba2", num_groups=2))
     assert "at most 4 taps" in refusal(ready("deltanet", conv_size=5))
+    assert "at most 4 taps" in refusal(ready("mamba", d_conv=5))
+    assert "rank is at most 512 wide" in refusal(ready("mamba", dt_rank=600))
     assert "at most 256 wide" in refusal(ready("attention", head_dim=512, num_heads=1))
     adapted = ready()
     adapted.mixer.up_proj = Adapter(64, 192, bias=False)
@@ -332,9 +337,11 @@ def interpret() -> None:
     """Everything that needs no GPU, as if on a small one: fewer programs take less time."""
     from archsearch.operators.fused import attend
     from archsearch.operators.fused import heads
+    from archsearch.operators.fused import scan
     from archsearch.operators.fused import ssd
 
-    attend.PROCESSORS = heads.PROCESSORS = ssd.PROCESSORS = 4
+    for module in (attend, heads, scan, ssd):
+        module.PROCESSORS = 4
     for each in CASES:
         for rows in each.batches:
             compare(each, rows, torch.float32, "cpu")
