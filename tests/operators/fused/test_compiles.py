@@ -29,11 +29,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # several rows are normed, and the shares of a split product added up, by kernels of their own
 LAUNCHES = {
-    1: {"ffn": 2, "mamba": 4, "": 3},
-    32: {"ffn": 4, "mamba": 6, "mamba2": 6, "": 5},
+    1: {"ffn": 2, "mamba": 4, "mla": 5, "": 3},
+    32: {"ffn": 4, "mamba": 6, "mamba2": 6, "mla": 8, "": 5},
 }
 # kernels that move little let the next one start before they wait
-SMALL = ("norm_kernel", "gather_kernel")
+SMALL = ("norm_kernel", "gather_kernel", "merge_kernel")
 MOST_SHARED = 227 * 1024
 
 

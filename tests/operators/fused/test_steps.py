@@ -77,6 +77,9 @@ CASES = (
     Case("attention", 36, {"head_dim": 12, "qkv_bias": True, "qk_norm": True}, (3,), 290, 300),
     Case("sliding_window", 64, {"head_dim": 16, "window": 5}, past=9),
     Case("sliding_window", 64, {"head_dim": 32, "window": 140}, past=290, room=300),
+    Case("mla", 64, past=9, batches=(1, 17)),
+    Case("mla", 40, {**ODD, "rope_head_dim": 6, "kv_lora_rank": 24, "q_lora_rank": 10}, past=9),
+    Case("mla", 48, {"num_heads": 18, "head_dim": 4, "kv_lora_rank": 20}, (1, 2), 290, 300),
     Case("retention", past=9),
     Case("retention", 64, ODD, past=9),
     Case("gla"),
@@ -293,6 +296,8 @@ def check_refusals() -> None:
     assert "at most 4 taps" in refusal(ready("mamba", d_conv=5))
     assert "rank is at most 512 wide" in refusal(ready("mamba", dt_rank=600))
     assert "at most 256 wide" in refusal(ready("attention", head_dim=512, num_heads=1))
+    assert "at most 1024 wide" in refusal(ready("mla", kv_lora_rank=1025))
+    assert "at most 256 wide" in refusal(ready("mla", num_heads=1, v_head_dim=257))
     adapted = ready()
     adapted.mixer.up_proj = Adapter(64, 192, bias=False)
     assert "up_proj is a Adapter" in refusal(adapted)
@@ -336,11 +341,12 @@ def check_head(head: LMHead) -> None:
 def interpret() -> None:
     """Everything that needs no GPU, as if on a small one: fewer programs take less time."""
     from archsearch.operators.fused import attend
+    from archsearch.operators.fused import expansion
     from archsearch.operators.fused import heads
     from archsearch.operators.fused import scan
     from archsearch.operators.fused import ssd
 
-    for module in (attend, heads, scan, ssd):
+    for module in (attend, expansion, heads, scan, ssd):
         module.PROCESSORS = 4
     for each in CASES:
         for rows in each.batches:
