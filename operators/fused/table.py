@@ -11,6 +11,7 @@ STEPS = (
     "gla",
     "mamba",
     "mamba2",
+    "mamba3",
     "mla",
     "retention",
     "sliding_window",

@@ -72,6 +72,10 @@ CASES = (
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
     Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
+    Case("mamba3", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
+    Case("mamba3", 40, {"head_dim": 80, "d_state": 72}, batches=(1, 2)),
+    Case("mamba3", 48, {"head_dim": 12, "d_state": 11, "num_groups": 4, "out_norm": True}),
+    Case("mamba3", 32, {"d_state": 6, "rope_fraction": 1.0, "state_dtype": "model"}, (3,)),
     Case("attention", 64, {"head_dim": 16, "num_heads": 4, "num_kv_heads": 2}),
     Case("attention", 64, {"head_dim": 16, "num_heads": 6, "num_kv_heads": 1}, (1, 3), 130, 140),
     Case("attention", 36, {"head_dim": 12, "qkv_bias": True, "qk_norm": True}, (3,), 290, 300),
@@ -296,6 +300,7 @@ def check_refusals() -> None:
     assert "at most 4 taps" in refusal(ready("mamba", d_conv=5))
     assert "rank is at most 512 wide" in refusal(ready("mamba", dt_rank=600))
     assert "at most 256 wide" in refusal(ready("attention", head_dim=512, num_heads=1))
+    assert "at most 32768 state" in refusal(ready("mamba3", head_dim=128, d_state=300))
     assert "at most 1024 wide" in refusal(ready("mla", kv_lora_rank=1025))
     assert "at most 256 wide" in refusal(ready("mla", num_heads=1, v_head_dim=257))
     adapted = ready()
@@ -345,8 +350,9 @@ def interpret() -> None:
     from archsearch.operators.fused import heads
     from archsearch.operators.fused import scan
     from archsearch.operators.fused import ssd
+    from archsearch.operators.fused import trapezoid
 
-    for module in (attend, expansion, heads, scan, ssd):
+    for module in (attend, expansion, heads, scan, ssd, trapezoid):
         module.PROCESSORS = 4
     for each in CASES:
         for rows in each.batches:
