@@ -71,6 +71,18 @@ def project(
     return out
 
 
+def project_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x[B,K] times weight[N,K] as [S,B,N]: S shares of the columns, for the kernel that reads them
+    to add up and round. Few rows of weights keep more programs busy that way."""
+    if len(x) == 1:
+        return project(x, (weight,))[None]
+    rows, width = weight.shape
+    splits = blocks_for("parts", len(x), rows, width, weight.dtype).splits
+    out = x.new_empty(splits, len(x), rows, dtype=torch.float32)
+    _launch(x, (weight,), out, "parts", None)
+    return out
+
+
 def feed_forward(x: Tensor, gate: Tensor | None, up: Tensor, norm: Norm) -> Tensor:
     """silu(gate y) * up y, or without a gate relu(up y)^2, in [B,N] of y = norm(x[B,K])."""
     weights = (up,) if gate is None else (gate, up)
@@ -150,7 +162,7 @@ def _launch(
     )
     options: dict[str, Any] = {
         "K": width,
-        "OUT_STRIDE": out.stride(0),
+        "OUT_STRIDE": out.stride(-2),
         **layout,
         "CONVS": 0 if convs is None else len(convs.modules),
         "TAPS": 0 if convs is None else convs.modules[0].kernel,
@@ -174,8 +186,10 @@ def _launch(
             )
         return
     x = x if norm is None else _normed(x, norm, out.dtype if h is None else h.dtype)
-    splits = blocks.splits if epilogue == "residual" else 1
-    parts = x.new_empty(splits, *out.shape, dtype=torch.float32) if splits > 1 else None
+    splits = blocks.splits if epilogue in ("residual", "parts") else 1
+    parts = None
+    if epilogue == "residual" and splits > 1:
+        parts = x.new_empty(splits, *out.shape, dtype=torch.float32)
     with on_device(x):
         matrix_kernel[(programs, -(-batch // blocks.m), splits)](
             x,

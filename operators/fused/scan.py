@@ -56,6 +56,7 @@ def scan_kernel(
     D: tl.constexpr,
     K: tl.constexpr,
     R: tl.constexpr,
+    SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -80,10 +81,14 @@ def scan_kernel(
     kept = tl.load(skip + d, mask=d_ok, other=0.0).to(tl.float32)
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE + d
-    maps = selected + row.to(tl.int64) * (R + 2 * K)
-    low = tl.load(maps + r, mask=r_ok, other=0.0).to(tl.float32)
-    b = tl.load(maps + R + k, mask=k_ok, other=0.0).to(tl.float32)
-    c = tl.load(maps + R + K + k, mask=k_ok, other=0.0).to(tl.float32)
+    low = tl.zeros([BLOCK_R], tl.float32)
+    b, c = tl.zeros([BLOCK_K], tl.float32), tl.zeros([BLOCK_K], tl.float32)
+    for split in tl.static_range(SPLITS):
+        maps = selected + (split * tl.num_programs(0) + row).to(tl.int64) * (R + 2 * K)
+        low += tl.load(maps + r, mask=r_ok, other=0.0).to(tl.float32)
+        b += tl.load(maps + R + k, mask=k_ok, other=0.0).to(tl.float32)
+        c += tl.load(maps + R + K + k, mask=k_ok, other=0.0).to(tl.float32)
+    low, b, c = rounded(low, kind), rounded(b, kind), rounded(c, kind)
     u = tl.load(here, mask=d_ok, other=0.0).to(tl.float32)
     z = tl.load(here + D, mask=d_ok, other=0.0).to(tl.float32)
     dt = softplus(rounded(tl.sum(up * low[None, :], 1), kind) + bias)
@@ -98,7 +103,8 @@ def scan_step(
     inputs: Tensor, selected: Tensor, state: Tensor, active: Tensor, *, channels: Channels
 ) -> Tensor:
     """Output [B,D] of one token, times silu(z); state[B,D,K] moves on in the `active`[B] rows.
-    inputs[B,2D] are u and z side by side, selected[B,R+2K] the time steps' low rank, B and C."""
+    inputs[B,2D] are u and z side by side, selected[*,B,R+2K] the time steps' low rank, B and C, in
+    parts that are added up."""
     batch, width, entries = state.shape
     rank = channels.dt_weight.shape[1]
     held = max(power_of_2(entries), power_of_2(rank))
@@ -124,6 +130,7 @@ def scan_step(
             D=width,
             K=entries,
             R=rank,
+            SPLITS=len(selected),
             BLOCK_D=rows,
             BLOCK_K=power_of_2(entries),
             BLOCK_R=power_of_2(rank),

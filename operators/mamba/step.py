@@ -13,6 +13,7 @@ from archsearch.operators.fused.products import MOST_TAPS
 from archsearch.operators.fused.products import Convs
 from archsearch.operators.fused.products import Norm
 from archsearch.operators.fused.products import project
+from archsearch.operators.fused.products import project_parts
 from archsearch.operators.fused.products import write_back
 from archsearch.operators.fused.scan import Channels
 from archsearch.operators.fused.scan import scan_step
@@ -31,7 +32,7 @@ def step(
     inputs = project(
         h, (weight[:inner], weight[inner:]), norm=Norm.of(norm), convs=convs, active=active
     )
-    selected = project(inputs[:, :inner], (mixer.x_proj.weight,))
+    selected = project_parts(inputs[:, :inner], mixer.x_proj.weight)
     dt_proj = mixer.dt_proj
     channels = Channels(dt_proj.weight, dt_proj.bias, mixer.A_log, mixer.D)
     y = scan_step(inputs, selected, state["ssm"], active, channels=channels)

@@ -68,7 +68,7 @@ CASES = (
     Case("gated_deltanet", 64, {"num_heads": 1, "head_dim": 16, "use_gate": False}),
     Case("mamba", batches=(1, 17)),
     Case("mamba", 40, {"d_state": 5, "d_conv": 3, "conv_bias": False, "dt_rank": 11}),
-    Case("mamba", 24, {"expand": 3, "state_dtype": "float32"}, (3,)),
+    Case("mamba", 24, {"expand": 3, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
     Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
