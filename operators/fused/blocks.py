@@ -20,8 +20,9 @@ FOLDER = Path(__file__).parent.parent / "tuned"
 # what one program of several rows holds
 MOST_ROWS = 128
 LEAST_ROWS = 16
-# shares of the columns
+# shares of the columns, and where the kernel that reads a product adds them up
 MOST_SPLITS = 4
+MOST_PARTS = 8
 # an H200 has 132 multiprocessors
 PROCESSORS = 132
 
@@ -30,7 +31,8 @@ PROCESSORS = 132
 class Blocks:
     """A program's share: m rows of the batch, n of the weights, k columns at a time; with how
     many warps and stages of loads. The columns of a "residual" product of several rows may be
-    split over programs, whose parts a kernel more adds up."""
+    split over programs, whose parts a kernel more adds up, and those of "parts", which the next
+    kernel does."""
 
     m: int
     n: int
@@ -73,10 +75,9 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     stages = 3 if columns == 128 else 4
     if epilogue in ("swiglu", "head"):
         return Blocks(m, 64, columns, warps=4, stages=stages)
-    splits = 1
-    if epilogue == "residual":
-        while splits < MOST_SPLITS and rows * splits < 64 * PROCESSORS:
-            splits *= 2
+    splits, most = 1, {"residual": MOST_SPLITS, "parts": MOST_PARTS}.get(epilogue, 1)
+    while splits < most and rows * splits < 64 * PROCESSORS:
+        splits *= 2
     # tensor cores take 64 rows of weights; fewer leave more programs to share the reading
     n = 64 if rows * splits >= 64 * PROCESSORS else 32
     return Blocks(m, n, columns, warps=4, stages=stages + 1, splits=splits)

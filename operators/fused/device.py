@@ -11,7 +11,9 @@ read inputs, compute, and only now write. Why this is safe:
 - between one decode step and the next stand kernels of torch, which wait for all before them and
   let nobody in: what an earlier step wrote is there;
 - nothing is written before the wait: memory that the allocator hands from one step of the chain
-  to a later one is not overwritten while somebody still reads it.
+  to a later one is not overwritten while somebody still reads it. A counter of the kernel's own,
+  by which its programs tell one another that they have read what one of them will overwrite, may
+  count earlier: it is never handed on.
 
 Kernels that move little (a norm, convolutions, a sum of shares) do (3) before (2), so that the
 kernel behind them fetches weights or states while the product before them still runs. Where all

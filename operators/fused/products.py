@@ -73,6 +73,18 @@ def project(
     return out
 
 
+def project_parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x[B,K] times weight[N,K] as [S,B,N]: S shares of the columns, for the kernel that reads them
+    to add up and round. Few rows of weights keep more programs busy that way."""
+    if len(x) == 1:
+        return project(x, (weight,))[None]
+    rows, width = weight.shape
+    splits = blocks_for("parts", len(x), rows, width, weight.dtype).splits
+    out = x.new_empty(splits, len(x), rows, dtype=torch.float32)
+    _launch(x, (weight,), out, "parts", None)
+    return out
+
+
 def feed_forward(x: Tensor, gate: Tensor | None, up: Tensor, norm: Norm) -> Tensor:
     """silu(gate y) * up y, or without a gate relu(up y)^2, in [B,N] of y = norm(x[B,K])."""
     weights = (up,) if gate is None else (gate, up)
@@ -145,7 +157,7 @@ def _launch(
     given = (tuple(weights), None if biases is None else tuple(biases))
     options: dict[str, Any] = {
         "K": width,
-        "OUT_STRIDE": out.stride(0),
+        "OUT_STRIDE": out.stride(-2),
         **layout,
         "EPILOGUE": epilogue,
         "num_warps": blocks.warps,
@@ -173,8 +185,13 @@ def _launch(
             )
         return
     x = x if norm is None else _normed(x, norm, out.dtype if h is None else h.dtype)
-    splits = blocks.splits if epilogue == "residual" else 1
-    parts = x.new_empty(splits, *out.shape, dtype=torch.float32) if splits > 1 else None
+    splits = blocks.splits if epilogue in ("residual", "parts") else 1
+    parts = None
+    if epilogue == "residual" and splits > 1:
+        parts = x.new_empty(splits, *out.shape, dtype=torch.float32)
+    # the last share may be empty
+    share = -(-width // (blocks.k * splits)) * blocks.k
+    options["EVEN"] = options["EVEN"] and (splits - 1) * share < width
     with on_device(x):
         matrix_kernel[(programs, -(-batch // blocks.m), splits)](
             x,

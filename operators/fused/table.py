@@ -9,7 +9,10 @@ STEPS = (
     "ffn",
     "gated_deltanet",
     "gla",
+    "mamba",
     "mamba2",
+    "mamba3",
+    "mla",
     "retention",
     "sliding_window",
 )

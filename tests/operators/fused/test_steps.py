@@ -66,14 +66,24 @@ CASES = (
     Case("gated_deltanet", batches=(3,)),
     Case("gated_deltanet", 64, {"num_heads": 2, "num_v_heads": 4, "head_dim": 16}),
     Case("gated_deltanet", 64, {"num_heads": 1, "head_dim": 16, "use_gate": False}),
+    Case("mamba", batches=(1, 17)),
+    Case("mamba", 40, {"d_state": 5, "d_conv": 3, "conv_bias": False, "dt_rank": 11}),
+    Case("mamba", 24, {"expand": 3, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
     Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
+    Case("mamba3", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
+    Case("mamba3", 40, {"head_dim": 80, "d_state": 72}, batches=(1, 2)),
+    Case("mamba3", 48, {"head_dim": 12, "d_state": 11, "num_groups": 4, "out_norm": True}),
+    Case("mamba3", 32, {"d_state": 6, "rope_fraction": 1.0, "state_dtype": "model"}, (3,)),
     Case("attention", 64, {"head_dim": 16, "num_heads": 4, "num_kv_heads": 2}),
     Case("attention", 64, {"head_dim": 16, "num_heads": 6, "num_kv_heads": 1}, (1, 3), 130, 140),
     Case("attention", 36, {"head_dim": 12, "qkv_bias": True, "qk_norm": True}, (3,), 290, 300),
     Case("sliding_window", 64, {"head_dim": 16, "window": 5}, past=9),
     Case("sliding_window", 64, {"head_dim": 32, "window": 140}, past=290, room=300),
+    Case("mla", 64, past=9, batches=(1, 17)),
+    Case("mla", 40, {**ODD, "rope_head_dim": 6, "kv_lora_rank": 24, "q_lora_rank": 10}, past=9),
+    Case("mla", 48, {"num_heads": 18, "head_dim": 4, "kv_lora_rank": 20}, (1, 2), 290, 300),
     Case("retention", past=9),
     Case("retention", 64, ODD, past=9),
     Case("gla"),
@@ -287,7 +297,12 @@ def check_refusals() -> None:
     assert "weights are float16" in refusal(ready().half())
     assert "2 groups" in refusal(ready("mamba2", num_groups=2))
     assert "at most 4 taps" in refusal(ready("deltanet", conv_size=5))
+    assert "at most 4 taps" in refusal(ready("mamba", d_conv=5))
+    assert "rank is at most 512 wide" in refusal(ready("mamba", dt_rank=600))
     assert "at most 256 wide" in refusal(ready("attention", head_dim=512, num_heads=1))
+    assert "at most 32768 state" in refusal(ready("mamba3", head_dim=128, d_state=300))
+    assert "at most 1024 wide" in refusal(ready("mla", kv_lora_rank=1025))
+    assert "at most 256 wide" in refusal(ready("mla", num_heads=1, v_head_dim=257))
     adapted = ready()
     adapted.mixer.up_proj = Adapter(64, 192, bias=False)
     assert "up_proj is a Adapter" in refusal(adapted)
@@ -331,10 +346,14 @@ def check_head(head: LMHead) -> None:
 def interpret() -> None:
     """Everything that needs no GPU, as if on a small one: fewer programs take less time."""
     from archsearch.operators.fused import attend
+    from archsearch.operators.fused import expansion
     from archsearch.operators.fused import heads
+    from archsearch.operators.fused import scan
     from archsearch.operators.fused import ssd
+    from archsearch.operators.fused import trapezoid
 
-    attend.PROCESSORS = heads.PROCESSORS = ssd.PROCESSORS = 4
+    for module in (attend, expansion, heads, scan, ssd, trapezoid):
+        module.PROCESSORS = 4
     for each in CASES:
         for rows in each.batches:
             compare(each, rows, torch.float32, "cpu")
