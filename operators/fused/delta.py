@@ -1,7 +1,8 @@
-"""The delta rule for one token, state in place: unit keys and queries, write strength and decay
-from their logits, and the norm of the heads where a program holds a whole one.
+"""The delta rule for one token, of one or several writes, state in place: unit keys and queries,
+write strengths and decay from their logits, and the norm of the heads where a program holds a
+whole one.
 
-Legend: B rows, N key heads, G value heads, K key width, V value width.
+Legend: B rows, N key heads, G value heads, K key width, V value width, R writes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ from archsearch.operators.fused.heads import Cut
 from archsearch.operators.fused.heads import norm_head
 
 
+@triton.jit
+def appended(tensors, tensor):
+    """A tuple with one tensor more."""
+    return tensors + (tensor,)  # noqa: RUF005
+
+
 @triton.jit(do_not_specialize=["early"])
 def delta_kernel(
     inputs,
@@ -38,6 +45,8 @@ def delta_kernel(
     COLUMNS: tl.constexpr,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    WRITES: tl.constexpr,
+    STRENGTH: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -70,10 +79,16 @@ def delta_kernel(
     here = inputs + row.to(tl.int64) * STRIDE
     shared = k + (head // GROUP) * K
     query = tl.load(here + COLUMNS[0] + shared, mask=k_ok, other=0.0).to(tl.float32)
-    key = tl.load(here + COLUMNS[1] + shared, mask=k_ok, other=0.0).to(tl.float32)
-    beta = tl.sigmoid(tl.load(here + COLUMNS[3] + head).to(tl.float32))
+    given, keys, strengths = (), (), ()
+    for r in tl.static_range(WRITES):
+        key = here + COLUMNS[1] + r * (HEADS // GROUP * K) + shared
+        given = appended(given, tl.load(key, mask=k_ok, other=0.0).to(tl.float32))
+        beta = tl.load(here + COLUMNS[3] + r * HEADS + head).to(tl.float32)
+        strengths = appended(strengths, tl.sigmoid(beta) * STRENGTH)
     query *= SCALE / tl.sqrt(tl.sum(query * query, 0) + UNIT_EPS)
-    key *= 1.0 / tl.sqrt(tl.sum(key * key, 0) + UNIT_EPS)
+    for r in tl.static_range(WRITES):
+        key = given[r]
+        keys = appended(keys, key * (1.0 / tl.sqrt(tl.sum(key * key, 0) + UNIT_EPS)))
     decay = 1.0
     if DECAYS:
         step = tl.load(here + COLUMNS[4] + head).to(tl.float32)
@@ -85,10 +100,13 @@ def delta_kernel(
         mask = k_ok[:, None] & v_ok[None, :]
         s = first if TILES == 1 else tl.load(tile + at, mask=mask, other=0.0)
         s = s.to(tl.float32) * decay
-        value = here + COLUMNS[2] + head * V + at + v
-        value = tl.load(value, mask=v_ok, other=0.0).to(tl.float32)
-        correction = beta * (value - tl.sum(s * key[:, None], 0))
-        s += key[:, None] * correction[None, :]
+        values = ()
+        for r in tl.static_range(WRITES):
+            value = here + COLUMNS[2] + r * (HEADS * V) + head * V + at + v
+            values = appended(values, tl.load(value, mask=v_ok, other=0.0).to(tl.float32))
+        for r in tl.static_range(WRITES):
+            correction = strengths[r] * (values[r] - tl.sum(s * keys[r][:, None], 0))
+            s += keys[r][:, None] * correction[None, :]
         o = tl.sum(s * query[:, None], 0)
         tl.store(tile + at, s.to(state.dtype.element_ty), mask=mask & takes_part)
         tl.store(out + at + v, o.to(out.dtype.element_ty), mask=v_ok)
@@ -107,11 +125,13 @@ def delta_step(
     cut: Cut,
     decay: tuple[Tensor, ...],
     gated: bool,
+    writes: int = 1,
+    strength: float = 1.0,
 ) -> Tensor:
     """Output [B,G*V] of one token, state[B,G,K,V] moving on in the `active`[B] rows. Of
-    inputs[B,*], queries, keys, values and the logits of write strength, decay and output gate
-    begin at `columns`; decay = (A_log, dt_bias), [G] each,
-    or nothing."""
+    inputs[B,*], queries[N,K], keys[R,N,K], values[R,G,V] and the logits of write strengths[R,G],
+    decay[G] and output gate[G,V] begin at `columns`; decay = (A_log, dt_bias), [G] each, or
+    nothing. Of R = `writes` none is stronger than `strength`."""
     batch, heads, keys, values = state.shape
     out = inputs.new_empty(batch, heads * values)
     with on_device(state):
@@ -127,6 +147,8 @@ def delta_step(
             COLUMNS=columns,
             HEADS=heads,
             GROUP=heads // key_heads,
+            WRITES=writes,
+            STRENGTH=strength,
             K=keys,
             V=values,
             BLOCK_K=power_of_2(keys),

@@ -17,8 +17,8 @@ from archsearch.operators.fused.device import prefetch
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import silu
 from archsearch.operators.fused.device import wait
-from archsearch.operators.fused.device import wait_only
 from archsearch.operators.fused.device import wait_if_alone
+from archsearch.operators.fused.device import wait_only
 from archsearch.operators.fused.parts import chosen
 from archsearch.operators.fused.parts import constant
 from archsearch.operators.fused.parts import finish

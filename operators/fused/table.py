@@ -8,6 +8,7 @@ STEPS = (
     "deltanet",
     "ffn",
     "gated_deltanet",
+    "gated_deltaproduct",
     "gla",
     "mamba2",
     "retention",

@@ -128,7 +128,9 @@ def check(ptx: str, kernel: str, case: str) -> None:
     waits = [index for index, line in enumerate(lines) if "griddepcontrol.wait" in line]
     assert len(lets) == 1, f"{what} lets the next kernel start {len(lets)} times"
     assert waits, f"{what} does not wait"
-    assert (lets[0] < waits[0]) == (kernel in SMALL), f"{what} lets the next kernel start too early"
+    assert (lets[0] < waits[0]) == (kernel in SMALL), (
+        f"{what} lets the next kernel start too early"
+    )
     before = lines[: waits[-1]]
     early = [line for line in before if re.search(r"\b(st\.global|atom|red\.global)", line)]
     assert not early, f"{what} writes before it waits: {early[0]}"

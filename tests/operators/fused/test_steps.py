@@ -66,6 +66,12 @@ CASES = (
     Case("gated_deltanet", batches=(3,)),
     Case("gated_deltanet", 64, {"num_heads": 2, "num_v_heads": 4, "head_dim": 16}),
     Case("gated_deltanet", 64, {"num_heads": 1, "head_dim": 16, "use_gate": False}),
+    Case("gated_deltaproduct", 64, {"num_heads": 2, "head_dim": 16}),
+    Case("gated_deltaproduct", 48, {**ODD, "num_v_heads": 6, "num_householder": 3}),
+    Case("gated_deltaproduct", 64, {"head_dim": 32, "allow_neg_eigval": False}, (1,)),
+    Case(
+        "gated_deltaproduct", 64, {"head_dim": 16, "num_householder": 1, "use_gate": False}, (3,)
+    ),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
     Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
