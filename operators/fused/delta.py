@@ -1,11 +1,13 @@
 """The delta rule for one token, of one or several writes, state in place: unit keys and queries,
 write strengths and decay from their logits, and the norm of the heads where a program holds a
-whole one.
+whole one. Decays by key and output gates may come from a low rank.
 
-Legend: B rows, N key heads, G value heads, K key width, V value width, R writes.
+Legend: B rows, N key heads, G value heads, K key width, V value width, R writes, L low rank.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -17,12 +19,28 @@ from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
+from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import softplus
 from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
 from archsearch.operators.fused.heads import STAGES
 from archsearch.operators.fused.heads import Cut
+from archsearch.operators.fused.heads import few
+from archsearch.operators.fused.heads import few_columns
+from archsearch.operators.fused.heads import from_few
 from archsearch.operators.fused.heads import norm_head
+from archsearch.operators.fused.heads import warps_for
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Decays by key of decay[G*K,L] f and output gates sigmoid(gate[G*V,L] g + bias[G*V]), which
+    are left in opened[B,G*V]."""
+
+    decay: Tensor
+    gate: Tensor
+    bias: Tensor
+    opened: Tensor
 
 
 @triton.jit
@@ -31,14 +49,28 @@ def appended(tensors, tensor):
     return tensors + (tensor,)  # noqa: RUF005
 
 
+@triton.jit
+def _values(first, v, ok, STEP: tl.constexpr, WRITES: tl.constexpr):
+    """Entries v of the values of all writes, which lie STEP apart."""
+    values = ()
+    for r in tl.static_range(WRITES):
+        value = first + r * STEP + v
+        values = appended(values, tl.load(value, mask=ok, other=0.0).to(tl.float32))
+    return values
+
+
 @triton.jit(do_not_specialize=["early"])
 def delta_kernel(
     inputs,
     a_log,
     dt_bias,
+    decay_up,
+    gate_up,
+    gate_bias,
     norm,
     state,
     active,
+    opened,
     out,
     early,
     STRIDE: tl.constexpr,
@@ -47,10 +79,12 @@ def delta_kernel(
     GROUP: tl.constexpr,
     WRITES: tl.constexpr,
     STRENGTH: tl.constexpr,
+    RANK: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    BLOCK_R: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
     TILES: tl.constexpr,
     STAGES: tl.constexpr,
@@ -70,13 +104,30 @@ def delta_kernel(
     k_ok = k < K
     tile = state + pid.to(tl.int64) * (K * V) + k[:, None] * V + v[None, :]
     out += pid.to(tl.int64) * V
+    kind = out.dtype.element_ty
+    # asked for with the keys, whose sums would else put a second wait for memory between
+    SOON: tl.constexpr = TILES == 1 and (WRITES > 1 or RANK > 0)
     wait_if_alone(early, DEPENDENT)
     if TILES == 1:
         mask = k_ok[:, None] & (v < V)[None, :]
         first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
+    if RANK > 0:
+        channels = head * K + k
+        up = few_columns(decay_up, channels, k_ok, RANK, BLOCK_R)
+        rest = tl.load(dt_bias + channels, mask=k_ok, other=0.0).to(tl.float32)
+        rate = tl.exp(tl.load(a_log + head).to(tl.float32))
+        opened += pid.to(tl.int64) * V
+        if TILES == 1:
+            opener = few_columns(gate_up, head * V + v, v < V, RANK, BLOCK_R)
+            shut = tl.load(gate_bias + head * V + v, mask=v < V, other=0.0).to(tl.float32)
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
+    if RANK > 0:
+        f = few(here + COLUMNS[4], RANK, BLOCK_R)
+        g = few(here + COLUMNS[5], RANK, BLOCK_R)
+    if SOON:
+        values = _values(here + COLUMNS[2] + head * V, v, v < V, HEADS * V, WRITES)
     shared = k + (head // GROUP) * K
     query = tl.load(here + COLUMNS[0] + shared, mask=k_ok, other=0.0).to(tl.float32)
     given, keys, strengths = (), (), ()
@@ -90,7 +141,10 @@ def delta_kernel(
         key = given[r]
         keys = appended(keys, key * (1.0 / tl.sqrt(tl.sum(key * key, 0) + UNIT_EPS)))
     decay = 1.0
-    if DECAYS:
+    if RANK > 0:
+        step = softplus(rounded(from_few(f, up, 0.0), kind) + rest)
+        decay = tl.exp(-rate * step)[:, None]
+    elif DECAYS:
         step = tl.load(here + COLUMNS[4] + head).to(tl.float32)
         step = softplus(step + tl.load(dt_bias + head).to(tl.float32))
         decay = tl.exp(-tl.exp(tl.load(a_log + head).to(tl.float32)) * step)
@@ -100,18 +154,25 @@ def delta_kernel(
         mask = k_ok[:, None] & v_ok[None, :]
         s = first if TILES == 1 else tl.load(tile + at, mask=mask, other=0.0)
         s = s.to(tl.float32) * decay
-        values = ()
-        for r in tl.static_range(WRITES):
-            value = here + COLUMNS[2] + r * (HEADS * V) + head * V + at + v
-            values = appended(values, tl.load(value, mask=v_ok, other=0.0).to(tl.float32))
+        if not SOON:
+            values = _values(here + COLUMNS[2] + head * V + at, v, v_ok, HEADS * V, WRITES)
         for r in tl.static_range(WRITES):
             correction = strengths[r] * (values[r] - tl.sum(s * keys[r][:, None], 0))
             s += keys[r][:, None] * correction[None, :]
         o = tl.sum(s * query[:, None], 0)
         tl.store(tile + at, s.to(state.dtype.element_ty), mask=mask & takes_part)
-        tl.store(out + at + v, o.to(out.dtype.element_ty), mask=v_ok)
+        tl.store(out + at + v, o.to(kind), mask=v_ok)
+        if RANK > 0:
+            if TILES > 1:
+                opener = few_columns(gate_up, head * V + at + v, v_ok, RANK, BLOCK_R)
+                shut = tl.load(gate_bias + head * V + at + v, mask=v_ok, other=0.0)
+            gate = tl.sigmoid(rounded(from_few(g, opener, shut.to(tl.float32)), kind))
+            tl.store(opened + at + v, gate.to(kind), mask=v_ok)
     if WHOLE:
-        norm_head(out, norm, here + COLUMNS[5] + head * V, V, BLOCK_HEAD, EPS, GATED)
+        if RANK > 0:
+            norm_head(out, norm, opened, V, BLOCK_HEAD, EPS, True, True)
+        else:
+            norm_head(out, norm, here + COLUMNS[5] + head * V, V, BLOCK_HEAD, EPS, GATED)
 
 
 def delta_step(
@@ -124,23 +185,29 @@ def delta_step(
     key_heads: int,
     cut: Cut,
     decay: tuple[Tensor, ...],
-    gated: bool,
+    gated: bool = False,
+    low: LowRank | None = None,
     writes: int = 1,
     strength: float = 1.0,
 ) -> Tensor:
     """Output [B,G*V] of one token, state[B,G,K,V] moving on in the `active`[B] rows. Of
     inputs[B,*], queries[N,K], keys[R,N,K], values[R,G,V] and the logits of write strengths[R,G],
     decay[G] and output gate[G,V] begin at `columns`; decay = (A_log, dt_bias), [G] each, or
-    nothing. Of R = `writes` none is stronger than `strength`."""
+    nothing. With a low rank f[L] and g[L] are in the place of the last two, and dt_bias is [G*K].
+    Of R = `writes` none is stronger than `strength`."""
     batch, heads, keys, values = state.shape
     out = inputs.new_empty(batch, heads * values)
+    rank = low.gate.shape[1] if low else 0
+    ranks = power_of_2(rank)
     with on_device(state):
         delta_kernel[(batch * heads, -(-values // (cut.tiles * cut.columns)))](
             inputs,
             *(decay or (None, None)),
+            *((low.decay, low.gate, low.bias) if low else (None, None, None)),
             norm.weight,
             state,
             active,
+            low.opened if low else None,
             out,
             early(),
             STRIDE=inputs.stride(0),
@@ -149,10 +216,12 @@ def delta_step(
             GROUP=heads // key_heads,
             WRITES=writes,
             STRENGTH=strength,
+            RANK=rank,
             K=keys,
             V=values,
             BLOCK_K=power_of_2(keys),
             BLOCK_V=cut.columns,
+            BLOCK_R=ranks,
             BLOCK_HEAD=power_of_2(values),
             TILES=cut.tiles,
             STAGES=STAGES,
@@ -162,7 +231,7 @@ def delta_step(
             EPS=norm.eps,
             UNIT_EPS=L2_EPS,
             SCALE=keys**-0.5,
-            num_warps=cut.warps,
+            num_warps=max(cut.warps, warps_for(power_of_2(keys) * ranks)),
             **launch_options(),
         )
     return out

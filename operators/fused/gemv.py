@@ -53,6 +53,7 @@ def _prepared(
     weight,
     opened,
     GATED: tl.constexpr,
+    OPENED: tl.constexpr,
     K: tl.constexpr,
     W: tl.constexpr,
     EPS: tl.constexpr,
@@ -71,7 +72,10 @@ def _prepared(
         value = rounded(tl.reshape(heads * scale[:, None], [value.shape[0]]), LIKE)
         value = rounded(value * weight, LIKE)
     if GATED:
-        value = value * rounded(silu(opened.to(tl.float32)), LIKE)
+        opened = opened.to(tl.float32)
+        if not OPENED:
+            opened = rounded(silu(opened), LIKE)
+        value = value * opened
         if W != K:
             value = rounded(value, LIKE)
     return value, square
@@ -99,6 +103,7 @@ def vector_kernel(
     COUNT: tl.constexpr,
     CONVS: tl.constexpr,
     TAPS: tl.constexpr,
+    OPENED: tl.constexpr,
     W: tl.constexpr,
     EPS: tl.constexpr,
     EPILOGUE: tl.constexpr,
@@ -162,7 +167,7 @@ def vector_kernel(
             value, opened = _fetch(x, gate, at + BLOCK_K + k, K)
             scales = _norm_weight(norm, at + BLOCK_K + k, K, W)
         given, square = _prepared(
-            input_now, scales_now, opened_now, gate is not None, K, W, EPS, kind
+            input_now, scales_now, opened_now, gate is not None, OPENED, K, W, EPS, kind
         )
         squares += square
         acc += now.to(tl.float32) * given[None, :]

@@ -1,6 +1,7 @@
 """Parts of the kernels that work on heads, and how a head is cut into programs.
 
-Legend: B rows, N heads, K key width, V value width, D width of a rotated vector.
+Legend: B rows, N heads, K key width, V value width, D width of a rotated vector, M outputs of a
+projection and R its inputs, which are few.
 """
 
 from __future__ import annotations
@@ -55,10 +56,17 @@ def warps_for(entries: int) -> int:
 
 @triton.jit
 def norm_head(
-    out, norm, gate, V: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr
+    out,
+    norm,
+    gate,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EPS: tl.constexpr,
+    GATED: tl.constexpr,
+    OPENED: tl.constexpr = False,
 ):
     """Replace a head's outputs [V], which this program has written, by their RMS norm, times
-    silu(gate) where there is one."""
+    silu(gate) where there is one (`OPENED`: times what it has written to `gate`)."""
     kind = out.dtype.element_ty
     v = tl.arange(0, BLOCK)
     ok = v < V
@@ -68,10 +76,33 @@ def norm_head(
     o = rounded(o * (1.0 / tl.sqrt(tl.sum(o * o, 0) / V + EPS)), kind)
     o = rounded(o * tl.load(norm + v, mask=ok, other=0.0).to(tl.float32), kind)
     if GATED:
-        opened = silu(tl.load(gate + v, mask=ok, other=0.0).to(tl.float32))
-        o = o * rounded(opened, kind)
+        opened = tl.load(gate + v, mask=ok, other=0.0).to(tl.float32)
+        if not OPENED:
+            opened = rounded(silu(opened), kind)
+        o = o * opened
     tl.debug_barrier()
     tl.store(out + v, o.to(kind), mask=ok)
+
+
+@triton.jit
+def few(x, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """The R inputs of a projection back from a low rank, in fp32."""
+    r = tl.arange(0, BLOCK_R)
+    return tl.load(x + r, mask=r < R, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def few_columns(weight, m, ok, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Rows m[M] of such a projection's weights, [M,R]."""
+    r = tl.arange(0, BLOCK_R)
+    mask = ok[:, None] & (r < R)[None, :]
+    return tl.load(weight + m[:, None] * R + r[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def from_few(x, weight, bias):
+    """Its outputs [M] in fp32."""
+    return tl.sum(weight.to(tl.float32) * x[None, :], 1) + bias
 
 
 @triton.jit

@@ -87,11 +87,13 @@ def write_back(
     *,
     norm: Norm | None = None,
     gate: Tensor | None = None,
+    opened: bool = False,
 ) -> Tensor:
     """h[B,H] plus weight[H,K] times x[B,K] in the `active`[B] rows, h in the others; x normed
-    and then multiplied by silu(gate[B,K]) first, where they are given."""
+    and then multiplied by silu(gate[B,K]) first, where they are given (`opened`: by the gate as
+    it is)."""
     out = torch.empty_like(h)
-    _launch(x, (weight,), out, "residual", norm, gate=gate, h=h, active=active)
+    _launch(x, (weight,), out, "residual", norm, gate=gate, opened=opened, h=h, active=active)
     return out
 
 
@@ -104,12 +106,13 @@ def project_heads(
     plan: Cut,
     norm: RMSNorm,
     gate: Tensor | None = None,
+    opened: bool = False,
 ) -> Tensor:
     """`write_back` of the heads' outputs o[B,N*V], normed and multiplied by silu(gate[B,N*V])
-    where the kernel that made them has not done so."""
+    (`opened`: by the gate) where the kernel that made them has not done so."""
     if plan.whole:
         return write_back(o, weight, h, active)
-    return write_back(o, weight, h, active, norm=Norm.of(norm), gate=gate)
+    return write_back(o, weight, h, active, norm=Norm.of(norm), gate=gate, opened=opened)
 
 
 def logits(x: Tensor, weight: Tensor, norm: Norm, inverse_norms: Tensor | None) -> Tensor:
@@ -127,6 +130,7 @@ def _launch(
     norm: Norm | None,
     *,
     gate: Tensor | None = None,
+    opened: bool = False,
     biases: Sequence[Tensor] | None = None,
     convs: Convs | None = None,
     h: Tensor | None = None,
@@ -168,6 +172,7 @@ def _launch(
                 *shared,
                 out,
                 early(),
+                OPENED=opened,
                 W=0 if norm is None else len(norm.weight),
                 EPS=0.0 if norm is None else norm.eps,
                 **options,

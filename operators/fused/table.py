@@ -10,6 +10,7 @@ STEPS = (
     "gated_deltanet",
     "gated_deltaproduct",
     "gla",
+    "kda",
     "mamba2",
     "retention",
     "sliding_window",

@@ -72,6 +72,10 @@ CASES = (
     Case(
         "gated_deltaproduct", 64, {"head_dim": 16, "num_householder": 1, "use_gate": False}, (3,)
     ),
+    Case("kda", 64, {"head_dim": 32}),
+    Case("kda", 48, {**ODD, "conv_size": 2}),
+    Case("kda", 64, {"head_dim": 16, "v_head_dim": 64, "state_dtype": "float32"}, (1,)),
+    Case("kda", 64, {"num_heads": 1, "head_dim": 16, "v_head_dim": 32}, (1, 5)),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
     Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
