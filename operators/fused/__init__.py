@@ -1,1 +1,1 @@
-"""Decode steps of our own: Triton kernels with which a layer takes two or three launches."""
+"""Decode steps of our own: Triton kernels with which a layer takes two to four launches."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from archsearch.operators.common.delta_rule import L2_EPS
 from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import appended
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
@@ -41,12 +42,6 @@ class LowRank:
     gate: Tensor
     bias: Tensor
     opened: Tensor
-
-
-@triton.jit
-def appended(tensors, tensor):
-    """A tuple with one tensor more."""
-    return tensors + (tensor,)  # noqa: RUF005
 
 
 @triton.jit

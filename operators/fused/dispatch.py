@@ -87,7 +87,7 @@ def refuses_modules(owner: nn.Module, request: Request) -> str:
 
 def _is_plain(module: nn.Module) -> bool:
     own = type(module).__module__.startswith("archsearch.operators.")
-    own = own or type(module) in (nn.Linear, nn.Sequential)
+    own = own or type(module) in (nn.Linear, nn.Sequential, nn.GroupNorm)
     return own and not module._forward_hooks and not module._forward_pre_hooks
 
 

@@ -76,6 +76,7 @@ def matrix_kernel(
     COUNT: tl.constexpr,
     CONVS: tl.constexpr,
     TAPS: tl.constexpr,
+    EACH: tl.constexpr,
     EPILOGUE: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -87,7 +88,7 @@ def matrix_kernel(
 ):
     """BLOCK_M rows times BLOCK_N of the weights, AHEAD columns of which go to the L2 before the
     input is there. A program whose columns are one of SPLITS shares leaves its part of the sums
-    in `out` for `gather_kernel`."""
+    in `out` for `gather_kernel`. With EACH there is one input per weight."""
     pid = tl.program_id(0)
     weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
     kind = weight.dtype.element_ty
@@ -120,6 +121,8 @@ def matrix_kernel(
         conv_bias = None if conv_biases is None else chosen(pid, conv_biases, STARTS, CONVS)
     bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
     other = constant(bias, inverse, n, n_ok, EPILOGUE)
+    if EACH:
+        x = chosen(pid, x, STARTS, COUNT)
     wait(DEPENDENT)
     inputs = x + m[:, None].to(tl.int64) * X_STRIDE + k[None, :]
     acc = tl.zeros([PAIR * BLOCK_N, BLOCK_M], tl.float32)

@@ -85,16 +85,16 @@ def norm_head(
 
 
 @triton.jit
-def few(x, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """The R inputs of a projection back from a low rank, in fp32."""
-    r = tl.arange(0, BLOCK_R)
+def few(x, R: tl.constexpr, BLOCK_R: tl.constexpr, AT: tl.constexpr = 0):
+    """The R inputs (from AT on) of a projection back from a low rank, in fp32."""
+    r = AT + tl.arange(0, BLOCK_R)
     return tl.load(x + r, mask=r < R, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def few_columns(weight, m, ok, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Rows m[M] of such a projection's weights, [M,R]."""
-    r = tl.arange(0, BLOCK_R)
+def few_columns(weight, m, ok, R: tl.constexpr, BLOCK_R: tl.constexpr, AT: tl.constexpr = 0):
+    """Rows m[M] of such a projection's weights, [M,R] (columns from AT on)."""
+    r = AT + tl.arange(0, BLOCK_R)
     mask = ok[:, None] & (r < R)[None, :]
     return tl.load(weight + m[:, None] * R + r[None, :], mask=mask, other=0.0)
 

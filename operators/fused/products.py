@@ -41,10 +41,27 @@ class Norm:
     weight: Tensor
     eps: float
 
+    @property
+    def width(self) -> int:
+        """W."""
+        return len(self.weight)
+
     @classmethod
     def of(cls, norm: RMSNorm) -> Norm:
         """The norm of a module."""
         return cls(norm.weight, norm.eps)
+
+
+@dataclass(frozen=True)
+class Centred:
+    """A group norm with weights and biases [K] over every `width` inputs, and added[1,K] to what
+    it gives."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    width: int
+    added: Tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,14 @@ def project(
     return out
 
 
+def project_each(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Each of the inputs x[G,B,K] times its own of the weights[N,K], side by side in one
+    [B, sum of N]."""
+    out = x.new_empty(x.shape[1], sum(len(weight) for weight in weights))
+    _launch(x, weights, out, "store", None)
+    return out
+
+
 def feed_forward(x: Tensor, gate: Tensor | None, up: Tensor, norm: Norm) -> Tensor:
     """silu(gate y) * up y, or without a gate relu(up y)^2, in [B,N] of y = norm(x[B,K])."""
     weights = (up,) if gate is None else (gate, up)
@@ -85,7 +110,7 @@ def write_back(
     h: Tensor,
     active: Tensor,
     *,
-    norm: Norm | None = None,
+    norm: Norm | Centred | None = None,
     gate: Tensor | None = None,
     opened: bool = False,
 ) -> Tensor:
@@ -127,7 +152,7 @@ def _launch(
     weights: Sequence[Tensor],
     out: Tensor,
     epilogue: str,
-    norm: Norm | None,
+    norm: Norm | Centred | None,
     *,
     gate: Tensor | None = None,
     opened: bool = False,
@@ -137,12 +162,13 @@ def _launch(
     active: Tensor | None = None,
     inverse: Tensor | None = None,
 ) -> None:
-    batch, width = x.shape
+    batch, width = x.shape[-2:]
+    given = tuple(x) if x.dim() == 3 else x
     sizes = [len(weight) for weight in weights]
     blocks = blocks_for(epilogue, batch, sum(sizes), width, weights[0].dtype)
-    if norm is not None and len(norm.weight) < width:
+    if norm is not None and (norm.width < width or isinstance(norm, Centred)):
         # whole heads at a time
-        blocks = replace(blocks, k=max(blocks.k, len(norm.weight)))
+        blocks = replace(blocks, k=max(blocks.k, norm.width))
     programs, layout = _layout(sizes[:1] if epilogue == "swiglu" else sizes, width, blocks)
     shared = (
         tuple(weights),
@@ -158,37 +184,43 @@ def _launch(
         **layout,
         "CONVS": 0 if convs is None else len(convs.modules),
         "TAPS": 0 if convs is None else convs.modules[0].kernel,
+        "EACH": x.dim() == 3,
         "EPILOGUE": epilogue,
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
         **launch_options(),
     }
     if batch == 1:
+        centred = norm if isinstance(norm, Centred) else None
         with on_device(x):
             vector_kernel[(programs,)](
-                x,
+                given,
                 None if norm is None else norm.weight,
+                None if centred is None else centred.bias,
+                None if centred is None else centred.added,
                 gate,
                 *shared,
                 out,
                 early(),
                 OPENED=opened,
-                W=0 if norm is None else len(norm.weight),
+                W=0 if norm is None else norm.width,
                 EPS=0.0 if norm is None else norm.eps,
                 **options,
             )
         return
-    x = x if norm is None else _normed(x, norm, out.dtype if h is None else h.dtype)
+    assert not isinstance(norm, Centred), "several rows are group-normed where they are made"
+    if norm is not None:
+        given = x = _normed(x, norm, out.dtype if h is None else h.dtype)
     splits = blocks.splits if epilogue == "residual" else 1
     parts = x.new_empty(splits, *out.shape, dtype=torch.float32) if splits > 1 else None
     with on_device(x):
         matrix_kernel[(programs, -(-batch // blocks.m), splits)](
-            x,
+            given,
             *shared,
             out if parts is None else parts,
             early(),
             batch,
-            X_STRIDE=x.stride(0),
+            X_STRIDE=x.stride(-2),
             BLOCK_M=blocks.m,
             SPLITS=splits,
             **options,

@@ -13,6 +13,7 @@ STEPS = (
     "kda",
     "mamba2",
     "retention",
+    "rwkv7",
     "sliding_window",
 )
 # the part of a model beside its layers that has one too

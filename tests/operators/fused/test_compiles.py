@@ -28,9 +28,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sliding_window": {"qk_norm": True, "window": 512},
 }
 # several rows are normed, and the shares of a split product added up, by kernels of their own
-LAUNCHES = {1: {"ffn": 2, "": 3}, 32: {"ffn": 4, "mamba2": 6, "": 5}}
+LAUNCHES = {1: {"ffn": 2, "rwkv7": 4, "": 3}, 32: {"ffn": 4, "mamba2": 6, "": 5}}
 # kernels that move little let the next one start before they wait
-SMALL = ("norm_kernel", "gather_kernel")
+SMALL = ("norm_kernel", "gather_kernel", "mix_kernel")
 MOST_SHARED = 227 * 1024
 
 

@@ -55,6 +55,8 @@ class Case:
 
 
 ODD = {"num_heads": 3, "head_dim": 12, "v_head_dim": 20}
+# a head is several tiles of a program
+WIDE = {"num_heads": 1, "head_dim": 64, "v_head_dim": 72}
 CASES = (
     Case("ffn", batches=(1, 17)),
     Case("ffn", 72, {"activation": "relu2", "intermediate_size": 100}),
@@ -68,12 +70,13 @@ CASES = (
     Case("gated_deltanet", 64, {"num_heads": 1, "head_dim": 16, "use_gate": False}),
     Case("gated_deltaproduct", 64, {"num_heads": 2, "head_dim": 16}),
     Case("gated_deltaproduct", 48, {**ODD, "num_v_heads": 6, "num_householder": 3}),
-    Case("gated_deltaproduct", 64, {"head_dim": 32, "allow_neg_eigval": False}, (1,)),
+    Case("gated_deltaproduct", 64, {**WIDE, "allow_neg_eigval": False}, (2,)),
     Case(
         "gated_deltaproduct", 64, {"head_dim": 16, "num_householder": 1, "use_gate": False}, (3,)
     ),
     Case("kda", 64, {"head_dim": 32}),
     Case("kda", 48, {**ODD, "conv_size": 2}),
+    Case("kda", 64, WIDE, (2,)),
     Case("kda", 64, {"head_dim": 16, "v_head_dim": 64, "state_dtype": "float32"}, (1,)),
     Case("kda", 64, {"num_heads": 1, "head_dim": 16, "v_head_dim": 32}, (1, 5)),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
@@ -86,6 +89,10 @@ CASES = (
     Case("sliding_window", 64, {"head_dim": 32, "window": 140}, past=290, room=300),
     Case("retention", past=9),
     Case("retention", 64, ODD, past=9),
+    Case("rwkv7", 64, {"head_dim": 32, "decay_rank": 8}, (1, 3)),
+    Case("rwkv7", 48, {"head_dim": 24, "decay_rank": 5, "rate_rank": 12, "gate_rank": 70}),
+    Case("rwkv7", 64, {"head_dim": 64, "state_dtype": "model", "gate_rank": 36}, (1, 17)),
+    Case("rwkv7", 96, {"head_dim": 96, "norm_eps": 0.01}, (2,)),
     Case("gla"),
     Case("gla", 64, {"head_dim": 20, "num_heads": 2, "k_head_dim": 12, "gate_rank": 5}),
 )
@@ -342,8 +349,10 @@ def interpret() -> None:
     """Everything that needs no GPU, as if on a small one: fewer programs take less time."""
     from archsearch.operators.fused import attend
     from archsearch.operators.fused import heads
+    from archsearch.operators.fused import rwkv
     from archsearch.operators.fused import ssd
 
+    rwkv.MOST_HELD = 4096
     attend.PROCESSORS = heads.PROCESSORS = ssd.PROCESSORS = 4
     for each in CASES:
         for rows in each.batches:
