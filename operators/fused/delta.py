@@ -26,9 +26,12 @@ from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
 from archsearch.operators.fused.heads import STAGES
 from archsearch.operators.fused.heads import Cut
+from archsearch.operators.fused.heads import at_once
 from archsearch.operators.fused.heads import few
 from archsearch.operators.fused.heads import few_columns
 from archsearch.operators.fused.heads import from_few
+from archsearch.operators.fused.heads import from_many
+from archsearch.operators.fused.heads import holds
 from archsearch.operators.fused.heads import norm_head
 from archsearch.operators.fused.heads import warps_for
 
@@ -85,6 +88,7 @@ def delta_kernel(
     STAGES: tl.constexpr,
     DECAYS: tl.constexpr,
     GATED: tl.constexpr,
+    HELD: tl.constexpr,
     WHOLE: tl.constexpr,
     EPS: tl.constexpr,
     UNIT_EPS: tl.constexpr,
@@ -109,16 +113,16 @@ def delta_kernel(
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     if RANK > 0:
         channels = head * K + k
-        up = few_columns(decay_up, channels, k_ok, RANK, BLOCK_R)
         rest = tl.load(dt_bias + channels, mask=k_ok, other=0.0).to(tl.float32)
         rate = tl.exp(tl.load(a_log + head).to(tl.float32))
         opened += pid.to(tl.int64) * V
-        if TILES == 1:
+        if HELD:
+            up = few_columns(decay_up, channels, k_ok, RANK, BLOCK_R)
             opener = few_columns(gate_up, head * V + v, v < V, RANK, BLOCK_R)
             shut = tl.load(gate_bias + head * V + v, mask=v < V, other=0.0).to(tl.float32)
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
-    if RANK > 0:
+    if HELD:
         f = few(here + COLUMNS[4], RANK, BLOCK_R)
         g = few(here + COLUMNS[5], RANK, BLOCK_R)
     if SOON:
@@ -137,7 +141,11 @@ def delta_kernel(
         keys = appended(keys, key * (1.0 / tl.sqrt(tl.sum(key * key, 0) + UNIT_EPS)))
     decay = 1.0
     if RANK > 0:
-        step = softplus(rounded(from_few(f, up, 0.0), kind) + rest)
+        if HELD:
+            step = from_few(f, up, 0.0)
+        else:
+            step = from_many(here + COLUMNS[4], decay_up, channels, k_ok, RANK, BLOCK_R, "", kind)
+        step = softplus(rounded(step, kind) + rest)
         decay = tl.exp(-rate * step)[:, None]
     elif DECAYS:
         step = tl.load(here + COLUMNS[4] + head).to(tl.float32)
@@ -158,11 +166,13 @@ def delta_kernel(
         tl.store(tile + at, s.to(state.dtype.element_ty), mask=mask & takes_part)
         tl.store(out + at + v, o.to(kind), mask=v_ok)
         if RANK > 0:
-            if TILES > 1:
-                opener = few_columns(gate_up, head * V + at + v, v_ok, RANK, BLOCK_R)
-                shut = tl.load(gate_bias + head * V + at + v, mask=v_ok, other=0.0)
-            gate = tl.sigmoid(rounded(from_few(g, opener, shut.to(tl.float32)), kind))
-            tl.store(opened + at + v, gate.to(kind), mask=v_ok)
+            if HELD:
+                gate = from_few(g, opener, shut)
+            else:
+                mine = head * V + at + v
+                gate = from_many(here + COLUMNS[5], gate_up, mine, v_ok, RANK, BLOCK_R, "", kind)
+                gate += tl.load(gate_bias + mine, mask=v_ok, other=0.0).to(tl.float32)
+            tl.store(opened + at + v, tl.sigmoid(rounded(gate, kind)).to(kind), mask=v_ok)
     if WHOLE:
         if RANK > 0:
             norm_head(out, norm, opened, V, BLOCK_HEAD, EPS, True, True)
@@ -193,7 +203,8 @@ def delta_step(
     batch, heads, keys, values = state.shape
     out = inputs.new_empty(batch, heads * values)
     rank = low.gate.shape[1] if low else 0
-    ranks = power_of_2(rank)
+    rows, ranks = power_of_2(keys), power_of_2(rank)
+    held = rank > 0 and not cut.whole and holds(rows * ranks, cut.columns * ranks)
     with on_device(state):
         delta_kernel[(batch * heads, -(-values // (cut.tiles * cut.columns)))](
             inputs,
@@ -214,19 +225,20 @@ def delta_step(
             RANK=rank,
             K=keys,
             V=values,
-            BLOCK_K=power_of_2(keys),
+            BLOCK_K=rows,
             BLOCK_V=cut.columns,
-            BLOCK_R=ranks,
+            BLOCK_R=ranks if held else at_once(rows, rank),
             BLOCK_HEAD=power_of_2(values),
             TILES=cut.tiles,
             STAGES=STAGES,
             DECAYS=bool(decay),
             GATED=gated,
+            HELD=held,
             WHOLE=cut.whole,
             EPS=norm.eps,
             UNIT_EPS=L2_EPS,
             SCALE=keys**-0.5,
-            num_warps=max(cut.warps, warps_for(power_of_2(keys) * ranks)),
+            num_warps=max(cut.warps, warps_for(rows * ranks)) if held else cut.warps,
             **launch_options(),
         )
     return out

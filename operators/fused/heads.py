@@ -15,6 +15,7 @@ from archsearch.operators.fused.blocks import PROCESSORS
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import silu
+from archsearch.operators.fused.device import tanh
 
 # entries of a state that a program holds at once
 ENTRIES = 4096
@@ -22,6 +23,8 @@ ENTRIES = 4096
 LEAST_COLUMNS = 16
 # widths that `gemv` can norm head by head on its way in
 WIDEST_NORM = 512
+# entries of weights that a program holds before its inputs are there
+MOST_HELD = 20480
 # tiles of a state on their way to a program that works through several
 STAGES = 3
 
@@ -52,6 +55,17 @@ def cut(batch: int, heads: int, keys: int, values: int) -> Cut:
 def warps_for(entries: int) -> int:
     """So many warps that a thread holds some 32 entries of a tile."""
     return min(max(power_of_2(entries) // 1024, 1), 8)
+
+
+def holds(*entries: int) -> bool:
+    """Whether a program can hold tiles of so many weights."""
+    return sum(entries) <= MOST_HELD
+
+
+def at_once(rows: int, rank: int) -> int:
+    """Columns of `rows` rows of a projection back from a low rank that a program looks at
+    together, where it does not hold them all."""
+    return min(power_of_2(rank), max(ENTRIES // rows, LEAST_COLUMNS))
 
 
 @triton.jit
@@ -103,6 +117,29 @@ def few_columns(weight, m, ok, R: tl.constexpr, BLOCK_R: tl.constexpr, AT: tl.co
 def from_few(x, weight, bias):
     """Its outputs [M] in fp32."""
     return tl.sum(weight.to(tl.float32) * x[None, :], 1) + bias
+
+
+@triton.jit
+def from_many(
+    x,
+    weight,
+    m,
+    ok,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GATE: tl.constexpr,
+    LIKE: tl.constexpr,
+):
+    """`from_few` of x[R], BLOCK_R columns at a time; what `GATE` names is applied to x first."""
+    total = tl.zeros([m.shape[0]], tl.float32)
+    for at in tl.static_range(0, R, BLOCK_R):
+        part = few(x, R, BLOCK_R, at)
+        if GATE == "sigmoid":
+            part = rounded(tl.sigmoid(part), LIKE)
+        elif GATE == "tanh":
+            part = rounded(tanh(part), LIKE)
+        total += from_few(part, few_columns(weight, m, ok, R, BLOCK_R, at), 0.0)
+    return total
 
 
 @triton.jit

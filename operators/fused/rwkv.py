@@ -25,14 +25,13 @@ from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
 from archsearch.operators.fused.heads import STAGES
 from archsearch.operators.fused.heads import Cut
+from archsearch.operators.fused.heads import at_once
 from archsearch.operators.fused.heads import few
 from archsearch.operators.fused.heads import few_columns
 from archsearch.operators.fused.heads import from_few
+from archsearch.operators.fused.heads import from_many
+from archsearch.operators.fused.heads import holds
 
-# entries of the weights of low rank that a program holds before its inputs are there
-MOST_HELD = 20480
-# columns of them that it looks at together otherwise
-LOOKED_AT = 64
 # what a unit vector is divided by at least, as in torch
 UNIT_EPS = 1e-12
 
@@ -56,29 +55,6 @@ class Outputs:
     o: Tensor
     added: Tensor
     gate: Tensor
-
-
-@triton.jit
-def _back(
-    x,
-    weight,
-    m,
-    ok,
-    R: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    GATE: tl.constexpr,
-    LIKE: tl.constexpr,
-):
-    """Outputs m[M] of the projection back from x[R] (with a `GATE`, from its sigmoid)."""
-    total = tl.zeros([m.shape[0]], tl.float32)
-    for at in tl.static_range(0, R, BLOCK_R):
-        part = few(x, R, BLOCK_R, at)
-        if GATE == "sigmoid":
-            part = rounded(tl.sigmoid(part), LIKE)
-        elif GATE == "tanh":
-            part = rounded(tanh(part), LIKE)
-        total += from_few(part, few_columns(weight, m, ok, R, BLOCK_R, at), 0.0)
-    return total
 
 
 @triton.jit
@@ -176,8 +152,8 @@ def rwkv_kernel(
         w = from_few(rounded(tanh(w), kind), w_up, w_bias)
         a = from_few(a, a_up, a_bias)
     else:
-        w = _back(w_at, decay_up, channels, k_ok, RANKS[0], BLOCKS[0], "tanh", kind) + w_bias
-        a = _back(a_at, rate_up, channels, k_ok, RANKS[1], BLOCKS[1], "", kind) + a_bias
+        w = from_many(w_at, decay_up, channels, k_ok, RANKS[0], BLOCKS[0], "tanh", kind) + w_bias
+        a = from_many(a_at, rate_up, channels, k_ok, RANKS[1], BLOCKS[1], "", kind) + a_bias
     decay = tl.exp(-SCALE * tl.sigmoid(rounded(w, kind)))
     rate = rounded(tl.sigmoid(rounded(a, kind)), kind)
     unit = rounded(key * removal, kind)
@@ -204,7 +180,9 @@ def rwkv_kernel(
         if HELD:
             opened = from_few(rounded(tl.sigmoid(g), kind), g_up, 0.0)
         else:
-            opened = _back(g_at, gate_up, lanes + at, v_ok, RANKS[2], BLOCKS[2], "sigmoid", kind)
+            opened = from_many(
+                g_at, gate_up, lanes + at, v_ok, RANKS[2], BLOCKS[2], "sigmoid", kind
+            )
         tl.store(gate + place + at + v, opened.to(kind), mask=v_ok)
     if WHOLE:
         place += k
@@ -235,10 +213,9 @@ def rwkv_step(
     ranks = tuple(up.shape[1] for up in ups)
     blocks = tuple(power_of_2(rank) for rank in ranks)
     rows = power_of_2(width)
-    held = rows * (blocks[0] + blocks[1]) + cut.columns * blocks[2] <= MOST_HELD
-    held = held and not cut.whole
+    held = not cut.whole and holds(rows * blocks[0], rows * blocks[1], cut.columns * blocks[2])
     if not held:
-        blocks = tuple(min(block, LOOKED_AT) for block in blocks)
+        blocks = tuple(at_once(rows, rank) for rank in ranks)
     weight, bias, eps = norm
     with on_device(state):
         rwkv_kernel[(batch * heads, -(-width // (cut.tiles * cut.columns)))](

@@ -77,7 +77,7 @@ CASES = (
     Case("kda", 64, {"head_dim": 32}),
     Case("kda", 48, {**ODD, "conv_size": 2}),
     Case("kda", 64, WIDE, (2,)),
-    Case("kda", 64, {"head_dim": 16, "v_head_dim": 64, "state_dtype": "float32"}, (1,)),
+    Case("kda", 64, {"head_dim": 64, "state_dtype": "model"}, (1,)),
     Case("kda", 64, {"num_heads": 1, "head_dim": 16, "v_head_dim": 32}, (1, 5)),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
@@ -349,10 +349,9 @@ def interpret() -> None:
     """Everything that needs no GPU, as if on a small one: fewer programs take less time."""
     from archsearch.operators.fused import attend
     from archsearch.operators.fused import heads
-    from archsearch.operators.fused import rwkv
     from archsearch.operators.fused import ssd
 
-    rwkv.MOST_HELD = 4096
+    heads.MOST_HELD = 4096
     attend.PROCESSORS = heads.PROCESSORS = ssd.PROCESSORS = 4
     for each in CASES:
         for rows in each.batches:
