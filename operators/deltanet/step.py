@@ -1,5 +1,5 @@
 """One decode step of a whole DeltaNet layer in three launches: norm, projections and
-convolutions; the delta rule; projection and add. Gated DeltaNet shares it.
+convolutions; the delta rule; projection and add. Gated DeltaNet and Gated DeltaProduct share it.
 
 Legend: B rows, H hidden size, G value heads, V value width.
 """
@@ -24,7 +24,8 @@ def step(
     mixer: DeltaNet, norm: RMSNorm, h: Tensor, state: State, position: Tensor, active: Tensor
 ) -> Tensor:
     """`Mixer.step` of h[B,H]."""
-    # what Gated DeltaNet has beside it
+    # what Gated DeltaNet and Gated DeltaProduct have beside it
+    config = mixer.config
     a_proj, g_proj = getattr(mixer, "a_proj", None), getattr(mixer, "g_proj", None)
     decay = (
         () if a_proj is None else (mixer.get_parameter("A_log"), mixer.get_parameter("dt_bias"))
@@ -51,6 +52,8 @@ def step(
         cut=plan,
         decay=decay,
         gated=g_proj is not None,
+        writes=getattr(config, "num_householder", 1),
+        strength=2.0 if getattr(config, "allow_neg_eigval", False) else 1.0,
     )
     opened = inputs[:, gate : gate + o.shape[1]] if g_proj is not None else None
     return project_heads(

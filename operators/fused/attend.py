@@ -34,6 +34,7 @@ MOST_SPLITS = 32
 # slots that a program looks at together, and how many such tiles are on their way to it
 TILE = 64
 STAGES = 3
+WARPS = 4
 # entries of the splits' outputs that the last program holds at once
 MERGE_ENTRIES = 8192
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -280,7 +281,7 @@ def attend_step(
             STAGES=STAGES,
             EPS=0.0 if norms is None else norms.query.eps,
             SCALE=width**-0.5,
-            num_warps=4,
+            num_warps=WARPS,
             **launch_options(),
         )
     return out

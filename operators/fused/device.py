@@ -111,6 +111,22 @@ def softplus(x):
 
 
 @triton.jit
+def tanh(x):
+    """The hyperbolic tangent in fp32, exact for small x too."""
+    grown = tl.exp(-2.0 * tl.abs(x))
+    far = (1.0 - grown) / (1.0 + grown)
+    square = x * x
+    near = x * (1.0 - square * (1 / 3 - square * (2 / 15 - square * (17 / 315))))
+    return tl.where(square < 0.01, near, tl.where(x < 0.0, -far, far))
+
+
+@triton.jit
 def rounded(x, LIKE: tl.constexpr):
     """x as the dtype LIKE holds it, in fp32: where the plain step rounds, so does this one."""
     return x.to(LIKE).to(tl.float32)
+
+
+@triton.jit
+def appended(tensors, tensor):
+    """A tuple with one tensor more."""
+    return tensors + (tensor,)  # noqa: RUF005

@@ -88,7 +88,8 @@ def refuses_modules(owner: nn.Module, request: Request) -> str:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    own = type(module) is nn.Linear or type(module).__module__.startswith("archsearch.operators.")
+    own = type(module).__module__.startswith("archsearch.operators.")
+    own = own or type(module) in (nn.Linear, nn.Sequential, nn.GroupNorm)
     return own and not module._forward_hooks and not module._forward_pre_hooks
 
 

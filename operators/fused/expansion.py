@@ -20,7 +20,6 @@ from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import let_next_start
 from archsearch.operators.fused.device import on_device
-from archsearch.operators.fused.device import prefetch
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
@@ -200,8 +199,6 @@ def expand_kernel(
         merged = rounded(_merged(parts, sums, head * SPLITS, r, R, SPLITS), kind)
         y = tl.sum(tile.to(tl.float32) * merged[None, :], 1)[None, :]
     else:
-        if DEPENDENT:
-            prefetch(rows, R * kind.primitive_bitwidth // 8)
         wait(DEPENDENT)
         given = seen + (tl.minimum(m, batch - 1) * N + head)[:, None].to(tl.int64) * R
         y = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)

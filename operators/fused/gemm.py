@@ -70,6 +70,7 @@ def matrix_kernel(
     SIZES: tl.constexpr,
     STARTS: tl.constexpr,
     COUNT: tl.constexpr,
+    EACH: tl.constexpr,
     EPILOGUE: tl.constexpr,
     EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -80,7 +81,7 @@ def matrix_kernel(
 ):
     """BLOCK_M rows times BLOCK_N of the weights, whose first tile is on its way before the input
     is there. A program whose columns are one of SPLITS shares leaves its part of the sums in
-    `out` for `gather_kernel`."""
+    `out` for `gather_kernel`. With EACH there is one input per weight."""
     pid = tl.program_id(0)
     weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
     kind = weight.dtype.element_ty
@@ -107,6 +108,8 @@ def matrix_kernel(
     tile = weight_tile(rows[:, None] + (start + k)[None, :], r_ok, start + k, K, EVEN)
     bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
     other = constant(bias, inverse, n, n_ok, EPILOGUE)
+    if EACH:
+        x = chosen(pid, x, STARTS, COUNT)
     wait(DEPENDENT)
     inputs = x + m[:, None].to(tl.int64) * X_STRIDE + k[None, :]
     acc = tl.zeros([PAIR * BLOCK_N, BLOCK_M], tl.float32)

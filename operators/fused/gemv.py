@@ -26,42 +26,61 @@ from archsearch.operators.fused.parts import window
 
 
 @triton.jit
-def _fetch(x, gate, k, K: tl.constexpr):
-    """Columns k of one input and of its gate (the input, where there is none), as they lie in
-    memory."""
+def _fetch(x, gate, added, k, K: tl.constexpr):
+    """Columns k of one input, of its gate and of what is added to its norm (the input, where
+    there is none), as they lie in memory."""
     ok = k < K
     value = tl.load(x + k, mask=ok, other=0.0)
-    opened = value
+    opened, more = value, value
     if gate is not None:
         opened = tl.load(gate + k, mask=ok, other=0.0)
-    return value, opened
+    if added is not None:
+        more = tl.load(added + k, mask=ok, other=0.0)
+    return value, opened, more
 
 
 @triton.jit
-def _norm_weight(norm, k, K: tl.constexpr, W: tl.constexpr):
-    """Columns k of the norm's weights; anything, where there is no norm."""
+def _norm_weight(norm, norm_bias, k, K: tl.constexpr, W: tl.constexpr):
+    """Columns k of the norm's weights and biases; anything, where there is no norm."""
     weight = tl.zeros([1], tl.float32)
-    if W > 0:
+    bias = weight
+    if norm_bias is not None:
+        weight = tl.load(norm + k, mask=k < K, other=0.0).to(tl.float32)
+        bias = tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)
+    elif W > 0:
         weight = tl.load(norm + k % W, mask=k < K, other=0.0).to(tl.float32)
-    return weight
+    return weight, bias
 
 
 @triton.jit
 def _prepared(
     value,
     weight,
+    bias,
     opened,
+    more,
     GATED: tl.constexpr,
+    OPENED: tl.constexpr,
+    CENTRED: tl.constexpr,
     K: tl.constexpr,
     W: tl.constexpr,
     EPS: tl.constexpr,
     LIKE: tl.constexpr,
 ):
     """What `_fetch` and `_norm_weight` brought as (the input [K] in fp32, normed and gated, but
-    not yet scaled where the norm is as wide as the input; its squares, which give that scale)."""
+    not yet scaled where an RMS norm is as wide as the input; its squares, which give that
+    scale)."""
     value = value.to(tl.float32)
     square = value * value
-    if W == K:
+    if CENTRED:
+        # as torch's group norm, which rounds once
+        heads = tl.reshape(value, [value.shape[0] // W, W])
+        heads -= tl.sum(heads, 1)[:, None] / W
+        scale = 1.0 / tl.sqrt(tl.sum(heads * heads, 1) / W + EPS)
+        value = tl.reshape(heads * scale[:, None], [value.shape[0]])
+        value = rounded(value * weight + bias, LIKE)
+        value = rounded(value + more.to(tl.float32), LIKE)
+    elif W == K:
         value = value * weight
     elif W > 0:
         # whole heads, as `RMSNorm` norms them
@@ -70,8 +89,11 @@ def _prepared(
         value = rounded(tl.reshape(heads * scale[:, None], [value.shape[0]]), LIKE)
         value = rounded(value * weight, LIKE)
     if GATED:
-        value = value * rounded(silu(opened.to(tl.float32)), LIKE)
-        if W != K:
+        opened = opened.to(tl.float32)
+        if not OPENED:
+            opened = rounded(silu(opened), LIKE)
+        value = value * opened
+        if CENTRED or W != K:
             value = rounded(value, LIKE)
     return value, square
 
@@ -80,6 +102,8 @@ def _prepared(
 def vector_kernel(
     x,
     norm,
+    norm_bias,
+    added,
     gate,
     weights,
     biases,
@@ -98,6 +122,8 @@ def vector_kernel(
     COUNT: tl.constexpr,
     CONVS: tl.constexpr,
     TAPS: tl.constexpr,
+    EACH: tl.constexpr,
+    OPENED: tl.constexpr,
     W: tl.constexpr,
     EPS: tl.constexpr,
     EPILOGUE: tl.constexpr,
@@ -106,7 +132,10 @@ def vector_kernel(
     BLOCK_K: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """The first tile of the weights is on its way before the input is there."""
+    """The first tile of the weights is on its way before the input is there. With EACH there is
+    one input per weight, and CENTRED tells a group norm with biases, and something added after
+    it, from an RMS norm."""
+    CENTRED: tl.constexpr = norm_bias is not None
     pid = tl.program_id(0)
     weight, first, column, size = owned(pid, weights, SIZES, STARTS, COUNT)
     kind = weight.dtype.element_ty
@@ -128,7 +157,9 @@ def vector_kernel(
         taps = chosen(pid, conv_weights, STARTS, CONVS)
         conv_bias = None if conv_biases is None else chosen(pid, conv_biases, STARTS, CONVS)
         x3, x2, x1, w3, w2, w1, w0, b0 = window(past, taps, conv_bias, m, n, in_conv, size, TAPS)
-    scales = _norm_weight(norm, k, K, W)
+    scales, biased = _norm_weight(norm, norm_bias, k, K, W)
+    if EACH:
+        x = chosen(pid, x, STARTS, COUNT)
     bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
     other = constant(bias, inverse, n, n_ok, EPILOGUE)
     wait(DEPENDENT)
@@ -140,9 +171,10 @@ def vector_kernel(
         takes_part = tl.load(active + m).to(tl.int1)
     acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
-    value, opened = _fetch(x, gate, k, K)
+    value, opened, more = _fetch(x, gate, added, k, K)
     for at in tl.static_range(0, K, BLOCK_K):
-        now, input_now, scales_now, opened_now = tile, value, scales, opened
+        now, input_now, opened_now, more_now = tile, value, opened, more
+        scales_now, biased_now = scales, biased
         if EPILOGUE == "swiglu":
             up_now = up_tile
         if at + BLOCK_K < K:
@@ -150,10 +182,21 @@ def vector_kernel(
             tile = weight_tile(weight + then, n_ok, at + BLOCK_K + k, K, EVEN)
             if EPILOGUE == "swiglu":
                 up_tile = weight_tile(weights[1] + then, n_ok, at + BLOCK_K + k, K, EVEN)
-            value, opened = _fetch(x, gate, at + BLOCK_K + k, K)
-            scales = _norm_weight(norm, at + BLOCK_K + k, K, W)
+            value, opened, more = _fetch(x, gate, added, at + BLOCK_K + k, K)
+            scales, biased = _norm_weight(norm, norm_bias, at + BLOCK_K + k, K, W)
         given, square = _prepared(
-            input_now, scales_now, opened_now, gate is not None, K, W, EPS, kind
+            input_now,
+            scales_now,
+            biased_now,
+            opened_now,
+            more_now,
+            gate is not None,
+            OPENED,
+            CENTRED,
+            K,
+            W,
+            EPS,
+            kind,
         )
         squares += square
         acc += now.to(tl.float32) * given[None, :]
@@ -163,7 +206,7 @@ def vector_kernel(
     up = y
     if EPILOGUE == "swiglu":
         up = tl.sum(up_acc, 1)[None, :]
-    if W == K:
+    if W == K and not CENTRED:
         scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + EPS)
         y, up = y * scale, up * scale
     if CONVS > 0:

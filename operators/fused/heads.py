@@ -1,6 +1,7 @@
 """Parts of the kernels that work on heads, and how a head is cut into programs.
 
-Legend: B rows, N heads, K key width, V value width, D width of a rotated vector.
+Legend: B rows, N heads, K key width, V value width, D width of a rotated vector, M outputs of a
+projection and R its inputs, which are few.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from archsearch.operators.fused.blocks import PROCESSORS
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import silu
+from archsearch.operators.fused.device import tanh
 
 # entries of a state that a program holds at once
 ENTRIES = 4096
@@ -21,6 +23,8 @@ ENTRIES = 4096
 LEAST_COLUMNS = 16
 # widths that `gemv` can norm head by head on its way in
 WIDEST_NORM = 512
+# entries of weights that a program holds before its inputs are there
+MOST_HELD = 20480
 # tiles of a state on their way to a program that works through several
 STAGES = 3
 
@@ -53,12 +57,30 @@ def warps_for(entries: int) -> int:
     return min(max(power_of_2(entries) // 1024, 1), 8)
 
 
+def holds(*entries: int) -> bool:
+    """Whether a program can hold tiles of so many weights."""
+    return sum(entries) <= MOST_HELD
+
+
+def at_once(rows: int, rank: int) -> int:
+    """Columns of `rows` rows of a projection back from a low rank that a program looks at
+    together, where it does not hold them all."""
+    return min(power_of_2(rank), max(ENTRIES // rows, LEAST_COLUMNS))
+
+
 @triton.jit
 def norm_head(
-    out, norm, gate, V: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr, GATED: tl.constexpr
+    out,
+    norm,
+    gate,
+    V: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EPS: tl.constexpr,
+    GATED: tl.constexpr,
+    OPENED: tl.constexpr = False,
 ):
     """Replace a head's outputs [V], which this program has written, by their RMS norm, times
-    silu(gate) where there is one."""
+    silu(gate) where there is one (`OPENED`: times what it has written to `gate`)."""
     kind = out.dtype.element_ty
     v = tl.arange(0, BLOCK)
     ok = v < V
@@ -68,10 +90,56 @@ def norm_head(
     o = rounded(o * (1.0 / tl.sqrt(tl.sum(o * o, 0) / V + EPS)), kind)
     o = rounded(o * tl.load(norm + v, mask=ok, other=0.0).to(tl.float32), kind)
     if GATED:
-        opened = silu(tl.load(gate + v, mask=ok, other=0.0).to(tl.float32))
-        o = o * rounded(opened, kind)
+        opened = tl.load(gate + v, mask=ok, other=0.0).to(tl.float32)
+        if not OPENED:
+            opened = rounded(silu(opened), kind)
+        o = o * opened
     tl.debug_barrier()
     tl.store(out + v, o.to(kind), mask=ok)
+
+
+@triton.jit
+def few(x, R: tl.constexpr, BLOCK_R: tl.constexpr, AT: tl.constexpr = 0):
+    """The R inputs (from AT on) of a projection back from a low rank, in fp32."""
+    r = AT + tl.arange(0, BLOCK_R)
+    return tl.load(x + r, mask=r < R, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def few_columns(weight, m, ok, R: tl.constexpr, BLOCK_R: tl.constexpr, AT: tl.constexpr = 0):
+    """Rows m[M] of such a projection's weights, [M,R] (columns from AT on)."""
+    r = AT + tl.arange(0, BLOCK_R)
+    mask = ok[:, None] & (r < R)[None, :]
+    return tl.load(weight + m[:, None] * R + r[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def from_few(x, weight, bias):
+    """Its outputs [M] in fp32."""
+    return tl.sum(weight.to(tl.float32) * x[None, :], 1) + bias
+
+
+@triton.jit
+def from_many(
+    x,
+    weight,
+    m,
+    ok,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    GATE: tl.constexpr,
+    LIKE: tl.constexpr,
+):
+    """`from_few` of x[R], BLOCK_R columns at a time; what `GATE` names is applied to x first."""
+    total = tl.zeros([m.shape[0]], tl.float32)
+    for at in tl.static_range(0, R, BLOCK_R):
+        part = few(x, R, BLOCK_R, at)
+        if GATE == "sigmoid":
+            part = rounded(tl.sigmoid(part), LIKE)
+        elif GATE == "tanh":
+            part = rounded(tanh(part), LIKE)
+        total += from_few(part, few_columns(weight, m, ok, R, BLOCK_R, at), 0.0)
+    return total
 
 
 @triton.jit

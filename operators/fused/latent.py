@@ -18,7 +18,6 @@ from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
-from archsearch.operators.fused.device import prefetch
 from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
 from archsearch.operators.fused.expansion import LEAST
@@ -76,11 +75,6 @@ def latent_kernel(
     end = tl.minimum((split + 1) * share, count)
     cache += row.to(tl.int64) * slots * (R + P)
     table = tl.minimum(at, length - 1) * (P // 2)
-    if DEPENDENT:
-        prefetch(cos + table, P // 2 * cos.dtype.element_ty.primitive_bitwidth // 8)
-        prefetch(sin + table, P // 2 * sin.dtype.element_ty.primitive_bitwidth // 8)
-        first_tile = tl.minimum(split * share + s, slots - 1).to(tl.int64) * (R + P)
-        prefetch(cache + first_tile, (R + P) * kind.primitive_bitwidth // 8)
     wait(DEPENDENT)
     query = inner + (row * N + heads).to(tl.int64) * R + r
     query = tl.load(query, mask=(heads < N) & (r < R), other=0.0)

@@ -43,10 +43,27 @@ class Norm:
     weight: Tensor
     eps: float
 
+    @property
+    def width(self) -> int:
+        """W."""
+        return len(self.weight)
+
     @classmethod
     def of(cls, norm: RMSNorm) -> Norm:
         """The norm of a module."""
         return cls(norm.weight, norm.eps)
+
+
+@dataclass(frozen=True)
+class Centred:
+    """A group norm with weights and biases [K] over every `width` inputs, and added[1,K] to what
+    it gives."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    width: int
+    added: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,6 +102,14 @@ def project_parts(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def project_each(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Each of the inputs x[G,B,K] times its own of the weights[N,K], side by side in one
+    [B, sum of N]."""
+    out = x.new_empty(x.shape[1], sum(len(weight) for weight in weights))
+    _launch(x, weights, out, "store", None)
+    return out
+
+
 def feed_forward(x: Tensor, gate: Tensor | None, up: Tensor, norm: Norm) -> Tensor:
     """silu(gate y) * up y, or without a gate relu(up y)^2, in [B,N] of y = norm(x[B,K])."""
     weights = (up,) if gate is None else (gate, up)
@@ -99,13 +124,15 @@ def write_back(
     h: Tensor,
     active: Tensor,
     *,
-    norm: Norm | None = None,
+    norm: Norm | Centred | None = None,
     gate: Tensor | None = None,
+    opened: bool = False,
 ) -> Tensor:
     """h[B,H] plus weight[H,K] times x[B,K] in the `active`[B] rows, h in the others; x normed
-    and then multiplied by silu(gate[B,K]) first, where they are given."""
+    and then multiplied by silu(gate[B,K]) first, where they are given (`opened`: by the gate as
+    it is)."""
     out = torch.empty_like(h)
-    _launch(x, (weight,), out, "residual", norm, gate=gate, h=h, active=active)
+    _launch(x, (weight,), out, "residual", norm, gate=gate, opened=opened, h=h, active=active)
     return out
 
 
@@ -118,12 +145,13 @@ def project_heads(
     plan: Cut,
     norm: RMSNorm,
     gate: Tensor | None = None,
+    opened: bool = False,
 ) -> Tensor:
     """`write_back` of the heads' outputs o[B,N*V], normed and multiplied by silu(gate[B,N*V])
-    where the kernel that made them has not done so."""
+    (`opened`: by the gate) where the kernel that made them has not done so."""
     if plan.whole:
         return write_back(o, weight, h, active)
-    return write_back(o, weight, h, active, norm=Norm.of(norm), gate=gate)
+    return write_back(o, weight, h, active, norm=Norm.of(norm), gate=gate, opened=opened)
 
 
 def logits(x: Tensor, weight: Tensor, norm: Norm, inverse_norms: Tensor | None) -> Tensor:
@@ -138,37 +166,43 @@ def _launch(
     weights: Sequence[Tensor],
     out: Tensor,
     epilogue: str,
-    norm: Norm | None,
+    norm: Norm | Centred | None,
     *,
     gate: Tensor | None = None,
+    opened: bool = False,
     biases: Sequence[Tensor] | None = None,
     convs: Convs | None = None,
     h: Tensor | None = None,
     active: Tensor | None = None,
     inverse: Tensor | None = None,
 ) -> None:
-    batch, width = x.shape
+    batch, width = x.shape[-2:]
+    inputs = tuple(x) if x.dim() == 3 else x
     sizes = [len(weight) for weight in weights]
     blocks = blocks_for(epilogue, batch, sum(sizes), width, weights[0].dtype)
-    if norm is not None and len(norm.weight) < width:
+    if norm is not None and (norm.width < width or isinstance(norm, Centred)):
         # whole heads at a time
-        blocks = replace(blocks, k=max(blocks.k, len(norm.weight)))
+        blocks = replace(blocks, k=max(blocks.k, norm.width))
     programs, layout = _layout(sizes[:1] if epilogue == "swiglu" else sizes, width, blocks)
     given = (tuple(weights), None if biases is None else tuple(biases))
     options: dict[str, Any] = {
         "K": width,
         "OUT_STRIDE": out.stride(-2),
         **layout,
+        "EACH": x.dim() == 3,
         "EPILOGUE": epilogue,
         "num_warps": blocks.warps,
         "num_stages": blocks.stages,
         **launch_options(),
     }
     if batch == 1:
+        centred = norm if isinstance(norm, Centred) else None
         with on_device(x):
             vector_kernel[(programs,)](
-                x,
+                inputs,
                 None if norm is None else norm.weight,
+                None if centred is None else centred.bias,
+                None if centred is None else centred.added,
                 gate,
                 *given,
                 *_conv_tensors(convs),
@@ -179,12 +213,15 @@ def _launch(
                 early(),
                 CONVS=0 if convs is None else len(convs.modules),
                 TAPS=0 if convs is None else convs.modules[0].kernel,
-                W=0 if norm is None else len(norm.weight),
+                OPENED=opened,
+                W=0 if norm is None else norm.width,
                 EPS=0.0 if norm is None else norm.eps,
                 **options,
             )
         return
-    x = x if norm is None else _normed(x, norm, out.dtype if h is None else h.dtype)
+    assert not isinstance(norm, Centred), "several rows are group-normed where they are made"
+    if norm is not None:
+        inputs = x = _normed(x, norm, out.dtype if h is None else h.dtype)
     splits = blocks.splits if epilogue in ("residual", "parts") else 1
     parts = None
     if epilogue == "residual" and splits > 1:
@@ -194,7 +231,7 @@ def _launch(
     options["EVEN"] = options["EVEN"] and (splits - 1) * share < width
     with on_device(x):
         matrix_kernel[(programs, -(-batch // blocks.m), splits)](
-            x,
+            inputs,
             *given,
             h,
             active,
@@ -202,7 +239,7 @@ def _launch(
             out if parts is None else parts,
             early(),
             batch,
-            X_STRIDE=x.stride(0),
+            X_STRIDE=x.stride(-2),
             BLOCK_M=blocks.m,
             SPLITS=splits,
             **options,

@@ -8,12 +8,15 @@ STEPS = (
     "deltanet",
     "ffn",
     "gated_deltanet",
+    "gated_deltaproduct",
     "gla",
+    "kda",
     "mamba",
     "mamba2",
     "mamba3",
     "mla",
     "retention",
+    "rwkv7",
     "sliding_window",
 )
 # the part of a model beside its layers that has one too

@@ -29,11 +29,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # several rows are normed, and the shares of a split product added up, by kernels of their own
 LAUNCHES = {
-    1: {"ffn": 2, "mamba": 4, "mla": 5, "": 3},
-    32: {"ffn": 4, "mamba": 7, "mamba2": 7, "mla": 8, "deltanet": 6, "gated_deltanet": 6, "": 5},
+    1: {"ffn": 2, "mamba": 4, "mla": 5, "rwkv7": 4, "": 3},
+    32: {"ffn": 4, "mamba": 7, "mamba2": 7, "mla": 8, "": 5}
+    | dict.fromkeys(("deltanet", "gated_deltanet", "gated_deltaproduct", "kda"), 6),
 }
 # kernels that move little let the next one start before they wait
-SMALL = ("norm_kernel", "conv_kernel", "gather_kernel", "merge_kernel")
+SMALL = ("norm_kernel", "conv_kernel", "gather_kernel", "merge_kernel", "mix_kernel")
 # those whose programs count, before they wait, who has read what one of them will overwrite
 COUNTS = ("trapezoid_kernel",)
 MOST_SHARED = 227 * 1024

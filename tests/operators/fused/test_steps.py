@@ -55,6 +55,8 @@ class Case:
 
 
 ODD = {"num_heads": 3, "head_dim": 12, "v_head_dim": 20}
+# a head is several tiles of a program
+WIDE = {"num_heads": 1, "head_dim": 64, "v_head_dim": 72}
 CASES = (
     Case("ffn", batches=(1, 17)),
     Case("ffn", 72, {"activation": "relu2", "intermediate_size": 100}),
@@ -69,6 +71,17 @@ CASES = (
     Case("mamba", batches=(1, 17)),
     Case("mamba", 40, {"d_state": 5, "d_conv": 3, "conv_bias": False, "dt_rank": 11}),
     Case("mamba", 24, {"expand": 3, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
+    Case("gated_deltaproduct", 64, {"num_heads": 2, "head_dim": 16}),
+    Case("gated_deltaproduct", 48, {**ODD, "num_v_heads": 6, "num_householder": 3}),
+    Case("gated_deltaproduct", 64, {**WIDE, "allow_neg_eigval": False}, (2,)),
+    Case(
+        "gated_deltaproduct", 64, {"head_dim": 16, "num_householder": 1, "use_gate": False}, (3,)
+    ),
+    Case("kda", 64, {"head_dim": 32}),
+    Case("kda", 48, {**ODD, "conv_size": 2}),
+    Case("kda", 64, WIDE, (2,)),
+    Case("kda", 64, {"head_dim": 64, "state_dtype": "model"}, (1,)),
+    Case("kda", 64, {"num_heads": 1, "head_dim": 16, "v_head_dim": 32}, (1, 5)),
     Case("mamba2", 64, {"head_dim": 32, "d_state": 16}, batches=(1, 17)),
     Case("mamba2", 48, {"head_dim": 12, "d_state": 20, "d_conv": 3, "conv_bias": False}),
     Case("mamba2", 64, {"d_state": 16, "state_dtype": "float32"}, (3,), tile=(16, 32, 4)),
@@ -86,6 +99,10 @@ CASES = (
     Case("mla", 48, {"num_heads": 18, "head_dim": 4, "kv_lora_rank": 20}, (1, 2), 290, 300),
     Case("retention", past=9),
     Case("retention", 64, ODD, past=9),
+    Case("rwkv7", 64, {"head_dim": 32, "decay_rank": 8}, (1, 3)),
+    Case("rwkv7", 48, {"head_dim": 24, "decay_rank": 5, "rate_rank": 12, "gate_rank": 70}),
+    Case("rwkv7", 64, {"head_dim": 64, "state_dtype": "model", "gate_rank": 36}, (1, 17)),
+    Case("rwkv7", 96, {"head_dim": 96, "norm_eps": 0.01}, (2,)),
     Case("gla"),
     Case("gla", 64, {"head_dim": 20, "num_heads": 2, "k_head_dim": 12, "gate_rank": 5}),
 )
@@ -352,6 +369,7 @@ def interpret() -> None:
     from archsearch.operators.fused import ssd
     from archsearch.operators.fused import trapezoid
 
+    heads.MOST_HELD = 4096
     for module in (attend, expansion, heads, scan, ssd, trapezoid):
         module.PROCESSORS = 4
     for each in CASES:
