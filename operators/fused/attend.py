@@ -29,7 +29,7 @@ from archsearch.operators.layer import State
 # rows of a tile that tensor cores multiply at least
 LEAST_HEADS = 16
 # fewer slots are not worth a program of their own
-LEAST_SLOTS = 32
+LEAST_SLOTS = 64
 MOST_SPLITS = 32
 # slots that a program looks at together, and how many such tiles are on their way to it
 TILE = 64
