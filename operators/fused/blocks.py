@@ -72,15 +72,14 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
     columns = min(max(16, power_of_2(width)), 128 if m <= 32 else 64)
+    # two programs of 64 rows and their loads fit a multiprocessor
     stages = 3 if columns == 128 else 4
-    if epilogue in ("swiglu", "head"):
-        return Blocks(m, 64, columns, warps=4, stages=stages)
     splits, most = 1, {"residual": MOST_SPLITS, "parts": MOST_PARTS}.get(epilogue, 1)
     while splits < most and rows * splits < 64 * PROCESSORS:
         splits *= 2
     # tensor cores take 64 rows of weights; fewer leave more programs to share the reading
-    n = 64 if rows * splits >= 64 * PROCESSORS else 32
-    return Blocks(m, n, columns, warps=4, stages=stages + 1, splits=splits)
+    few = epilogue == "store" and rows < 64 * PROCESSORS
+    return Blocks(m, 32 if few else 64, columns, warps=4, stages=stages, splits=splits)
 
 
 def power_of_2(size: int) -> int:

@@ -4,7 +4,7 @@ around them: the norm before, the convolutions and the sum of a product's shares
 The weights are the left operand, whose rows tensor cores take 64 at a time; the batch's few rows
 are the right one's columns. `gemv` serves one row.
 
-Legend: M rows of the batch, N rows of a weight, R rows of weights that a program holds, K columns.
+Legend: M rows of the batch, N rows of a weight, K columns of it.
 """
 
 from __future__ import annotations
@@ -91,45 +91,41 @@ def matrix_kernel(
     m_ok, n_ok = m < batch, n < size
     ok = m_ok[:, None] & n_ok[None, :]
     m = tl.minimum(m, batch - 1)
-    # a gated pair's rows take turns: one of the gate, one of the other
-    PAIR: tl.constexpr = 2 if EPILOGUE == "swiglu" else 1
-    r = tl.arange(0, PAIR * BLOCK_N)
-    r_ok = begin + r // PAIR < size
-    inside = tl.minimum(begin + r // PAIR, size - 1).to(tl.int64) * K
-    if EPILOGUE == "swiglu":
-        rows = tl.where(r % 2 == 0, weight + inside, weights[1] + inside)
-    else:
-        rows = weight + inside
+    inside = tl.minimum(n, size - 1).to(tl.int64) * K
+    rows = weight + inside
     k = tl.arange(0, BLOCK_K)
     SHARE: tl.constexpr = (K + BLOCK_K * SPLITS - 1) // (BLOCK_K * SPLITS) * BLOCK_K
     start = tl.program_id(2) * SHARE
     end = tl.minimum(start + SHARE, K)
     wait_if_alone(early, DEPENDENT)
-    tile = weight_tile(rows[:, None] + (start + k)[None, :], r_ok, start + k, K, EVEN)
+    tile = weight_tile(rows[:, None] + (start + k)[None, :], n_ok, start + k, K, EVEN)
+    if EPILOGUE == "swiglu":
+        up_rows = weights[1] + inside
+        up_tile = weight_tile(up_rows[:, None] + (start + k)[None, :], n_ok, start + k, K, EVEN)
     bias = None if biases is None else chosen(pid, biases, STARTS, COUNT)
     other = constant(bias, inverse, n, n_ok, EPILOGUE)
     if EACH:
         x = chosen(pid, x, STARTS, COUNT)
     wait(DEPENDENT)
     inputs = x + m[:, None].to(tl.int64) * X_STRIDE + k[None, :]
-    acc = tl.zeros([PAIR * BLOCK_N, BLOCK_M], tl.float32)
-    value = _columns(inputs, start, k, K, EVEN)
-    acc = tl.dot(tile, tl.trans(value.to(kind)), acc, input_precision="ieee")
+    value = tl.trans(_columns(inputs, start, k, K, EVEN).to(kind))
+    acc = tl.dot(tile, value, input_precision="ieee")
+    up_acc = acc
+    if EPILOGUE == "swiglu":
+        up_acc = tl.dot(up_tile, value, input_precision="ieee")
     for at in tl.range(start + BLOCK_K, end, BLOCK_K):
-        value = _columns(inputs, at, k, K, EVEN)
-        tile = weight_tile(rows[:, None] + (at + k)[None, :], r_ok, at + k, K, EVEN)
-        acc = tl.dot(tile, tl.trans(value.to(kind)), acc, input_precision="ieee")
+        tile = weight_tile(rows[:, None] + (at + k)[None, :], n_ok, at + k, K, EVEN)
+        value = tl.trans(_columns(inputs, at, k, K, EVEN).to(kind))
+        acc = tl.dot(tile, value, acc, input_precision="ieee")
+        if EPILOGUE == "swiglu":
+            up_tile = weight_tile(up_rows[:, None] + (at + k)[None, :], n_ok, at + k, K, EVEN)
+            up_acc = tl.dot(up_tile, value, up_acc, input_precision="ieee")
     if SPLITS > 1:
         part = out + tl.program_id(2).to(tl.int64) * batch * OUT_STRIDE
         places = m[:, None].to(tl.int64) * OUT_STRIDE + n[None, :]
         tl.store(part + places, tl.trans(acc), mask=ok)
     else:
-        if EPILOGUE == "swiglu":
-            pairs = tl.permute(tl.reshape(acc, [BLOCK_N, 2, BLOCK_M]), [2, 0, 1])
-            y, up = tl.split(pairs)
-        else:
-            y = tl.trans(acc)
-            up = y
+        y, up = tl.trans(acc), tl.trans(up_acc)
         takes_part = m >= 0
         if active is not None:
             takes_part = tl.load(active + m).to(tl.int1)
