@@ -102,8 +102,16 @@ def explain(spec: ArchSpec, shapes: list[Shape], table: Table) -> dict[str, Any]
         "estimate": table.meta.get("estimate"),
         "phase": shapes[0].phase,
         "dtype": shapes[0].dtype,
+        "without_fused": _without_fused(spec, shapes[0], table),
         "predictions": found,
     }
+
+
+def _without_fused(spec: ArchSpec, shape: Shape, table: Table) -> list[str]:
+    from archsearch.latency.lookup import without_fused
+
+    names = [*(layer.operator for layer in spec.layers), "head"]
+    return list(without_fused(table, names)) if shape.phase == "decode" else []
 
 
 def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
@@ -266,6 +274,11 @@ def _print_warnings(explained: dict[str, Any]) -> None:
         at = "" if len(answers) == 1 else " where marked"
         lines.append(
             f"does not fit{at}: it takes {terminal.size(need)} or more, and the memory is {have}"
+        )
+    if plain := explained["without_fused"]:
+        lines.append(
+            f"measured before the fused decode steps of {', '.join(plain)}, which are faster:"
+            " measure them with archsearch profile"
         )
     if len(answers) > 1 and not any(answer.get("calibration") for answer in answers):
         lines.append("estimates, not measured" if explained["estimate"] else "not calibrated")

@@ -19,6 +19,7 @@ from archsearch.latency.surface import Row
 from archsearch.latency.surface import Surface
 from archsearch.operators import Phase
 from archsearch.operators import Shape
+from archsearch.operators.fused.table import PREFERRED
 from archsearch.operators.fused.table import decode_backends
 from archsearch.profiles import Table
 from archsearch.profiles.schema import LATENCIES
@@ -126,6 +127,17 @@ def index_of(table: Table) -> LatencyIndex:
     if index is None:
         index = _indexes[table] = LatencyIndex(table)
     return index
+
+
+def without_fused(table: Table, names: Iterable[str]) -> tuple[str, ...]:
+    """Which of these operators (or "head") the table has decode rows of by the plain step alone,
+    though on a GPU the fused one would run today."""
+    if table.meta.get("hardware", {}).get("kind") != "gpu":
+        return ()
+    rows = table.rows[(table.rows["phase"] == "decode") & (table.rows["error"] == "")]
+    fused = set(rows.loc[rows["backend"].str.split("+").str[0] == "triton", "operator"])
+    plain = set(rows["operator"]) - fused
+    return tuple(name for name in dict.fromkeys(names) if name in plain and name in PREFERRED)
 
 
 def measure(case: Case) -> str:

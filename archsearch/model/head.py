@@ -40,13 +40,12 @@ class LMHead(nn.Module):
         if self._inverse is None or self._inverse[0] != key:
             # a frozen head is trained around: what is kept must not be an inference tensor
             with torch.inference_mode(False), torch.no_grad():
-                # in parts: squares of all rows in fp32 would take more memory than the weights
-                parts = [_inverse_row_norms(part) for part in weight.split(ROWS)]
-                self._inverse = (key, torch.cat(parts))
+                self._inverse = (key, _inverse_row_norms(weight))
         return self._inverse[1]
 
 
 def _inverse_row_norms(weight: Tensor) -> Tensor:
-    square = weight.float().square().sum(1)
+    # in parts: the squares of all rows in fp32 would take more memory than the weights
+    square = torch.cat([part.float().square().sum(1) for part in weight.split(ROWS)])
     empty = square == 0
     return square.masked_fill(empty, 1.0).rsqrt().masked_fill(empty, 0.0)
