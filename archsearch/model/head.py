@@ -8,7 +8,6 @@ from torch import nn
 
 from archsearch.operators.common.norm import RMSNorm
 
-
 # rows whose norms are computed at a time
 ROWS = 4096
 

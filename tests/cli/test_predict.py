@@ -110,6 +110,7 @@ def test_json_is_the_librarys_prediction(command: Command, folder: Path) -> None
     assert memory["state"] == count.state_bytes(SPEC, 2048, 8, "bfloat16")
     assert memory["total"] == memory["parameters"] + memory["state"]
     assert answer["fits"] is True
+    assert said["without_fused"] == ["attention", "ffn", "mamba2", "head"]
     parts = {part["operator"]: part for part in answer["by_operator"]}
     assert list(parts) == ["embedding", "attention", "ffn", "mamba2", "head"]
     assert (parts["ffn"]["calls"], parts["ffn"]["latency_us"]) == (4, pytest.approx(72.0))
@@ -127,6 +128,7 @@ def test_text_of_one_shape(command: Command) -> None:
     ):
         assert words in text
     assert "50 µs, 45% of the latency" in text
+    assert "plain ones; the fused, which a GPU runs today, are faster" in text
     assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
 
 

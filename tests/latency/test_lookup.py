@@ -24,6 +24,7 @@ from archsearch.latency.cases import PARTS
 from archsearch.latency.cases import part_cost
 from archsearch.latency.holdout import summarise
 from archsearch.latency.lookup import LatencyIndex
+from archsearch.latency.lookup import without_fused
 from archsearch.operators import Cost
 from archsearch.operators import Shape
 from archsearch.profiles import Table
@@ -172,6 +173,21 @@ def test_backends_rank_by_their_own_part() -> None:
         rows = [row(case, backend=label) | _us(label) for label in reversed(ordered[best:])]
         index = LatencyIndex(table([], affine, *rows))
         assert index[case].p50 == _us(ordered[best])["latency_us_p50"], ordered[best]
+
+
+def test_rows_of_plain_steps_are_told_from_fused_ones(grid: Table) -> None:
+    meta = {**grid.meta, "hardware": {"kind": "gpu"}}
+    rows = grid.rows.copy()
+    fused = (rows["operator"] == "ffn") & (rows["batch"] == 1)
+    rows.loc[fused, "backend"] = "triton"
+    table = Table("both", rows, meta)
+    assert without_fused(table, ["ffn", "attention", "mamba2", "ffn", "head"]) == (
+        "attention",
+        "mamba2",
+        "head",
+    )
+    on_cpu = Table("cpu", rows, {**meta, "hardware": {"kind": "cpu"}})
+    assert without_fused(on_cpu, ["attention"]) == ()
 
 
 def test_leave_one_out_is_exact_where_time_follows_work(grid: Table) -> None:
