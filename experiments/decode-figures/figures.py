@@ -200,6 +200,9 @@ def show(result: Row) -> None:
         print(line(name + (" (fp32 Mamba-2)" if fp32 else ""), row, "ms", wanted))
     print(line(f"decode graph of {FRESH_MODEL}, s", result["fresh"], "graph_s", GRAPH_S))
     print(line(f"peak memory / parameters at {FRESH_CONTEXT}", result["fresh"], "memory", MEMORY))
+    if "ms_per_token" in result["fresh"]:
+        session = f"{FRESH_MODEL} b1 {FRESH_CONTEXT} as a session, ms"
+        print(f"{session:44}{'':14}{result['fresh']['ms_per_token']:>14.3f}")
     ran = {tuple(sorted(row["backends"].items())) for row in result["decode"] if "ms" in row}
     for used in sorted(ran):
         print("ran:", ", ".join(f"{part} {backend}" for part, backend in used))
