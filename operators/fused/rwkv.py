@@ -64,12 +64,13 @@ def _finish(out, added, gate, norm, bias, channels, ok, D: tl.constexpr, EPS: tl
     # what other threads of the program wrote
     tl.debug_barrier()
     o = tl.load(out, mask=ok, other=0.0).to(tl.float32)
+    weight = tl.load(norm + channels, mask=ok, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channels, mask=ok, other=0.0).to(tl.float32)
+    more = tl.load(added, mask=ok, other=0.0)
+    opened = tl.load(gate, mask=ok, other=0.0).to(tl.float32)
     o = tl.where(ok, o - tl.sum(o, 0) / D, 0.0)
     o *= 1.0 / tl.sqrt(tl.sum(o * o, 0) / D + EPS)
-    weight = tl.load(norm + channels, mask=ok, other=0.0).to(tl.float32)
-    o = rounded(o * weight + tl.load(bias + channels, mask=ok, other=0.0).to(tl.float32), kind)
-    o = rounded(o + tl.load(added, mask=ok, other=0.0), kind)
-    o *= tl.load(gate, mask=ok, other=0.0).to(tl.float32)
+    o = rounded(rounded(o * weight + shift, kind) + more, kind) * opened
     tl.debug_barrier()
     tl.store(out, o.to(kind), mask=ok)
 
@@ -142,7 +143,9 @@ def rwkv_kernel(
     if HELD:
         w, a = few(w_at, RANKS[0], BLOCKS[0]), few(a_at, RANKS[1], BLOCKS[1])
         g = few(g_at, RANKS[2], BLOCKS[2])
+    if TILES == 1:
         value = tl.load(here + COLUMNS[2] + lanes, mask=v < D, other=0.0).to(tl.float32)
+    if HELD:
         w = from_few(rounded(tanh(w), kind), w_up, w_bias)
         a = from_few(a, a_up, a_bias)
     else:
@@ -162,7 +165,7 @@ def rwkv_kernel(
         mask = k_ok[:, None] & v_ok[None, :]
         s = first if TILES == 1 else tl.load(tile + at, mask=mask, other=0.0)
         s = s.to(tl.float32)
-        if not HELD:
+        if TILES > 1:
             value = tl.load(here + COLUMNS[2] + lanes + at, mask=v_ok, other=0.0).to(tl.float32)
         missing = tl.sum(s * unit[:, None], 0)
         s = s * decay[:, None] - (unit * rate)[:, None] * missing[None, :]
