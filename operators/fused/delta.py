@@ -16,6 +16,7 @@ from torch import Tensor
 from archsearch.operators.common.delta_rule import L2_EPS
 from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import appended
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
@@ -105,9 +106,6 @@ def delta_kernel(
     out += pid.to(tl.int64) * V
     kind = out.dtype.element_ty
     wait_if_alone(early, DEPENDENT)
-    if TILES == 1:
-        mask = k_ok[:, None] & (v < V)[None, :]
-        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     if DECAYS:
         log_rate = tl.load(a_log + head)
@@ -121,27 +119,33 @@ def delta_kernel(
             up = few_columns(decay_up, channels, k_ok, RANK, BLOCK_R)
             opener = few_columns(gate_up, head * V + v, v < V, RANK, BLOCK_R)
             shut = tl.load(gate_bias + head * V + v, mask=v < V, other=0.0).to(tl.float32)
+    if TILES == 1:
+        # last, since it may change threads as soon as it is there
+        mask = k_ok[:, None] & (v < V)[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     wait(DEPENDENT)
     # all at once: what is loaded behind a sum over threads would come a round trip later
     here = inputs + row.to(tl.int64) * STRIDE
-    if HELD:
-        f = few(here + COLUMNS[4], RANK, BLOCK_R)
-        g = few(here + COLUMNS[5], RANK, BLOCK_R)
-    if TILES == 1:
-        values = _values(here + COLUMNS[2] + head * V, v, v < V, HEADS * V, WRITES)
     shared = k + (head // GROUP) * K
-    query = tl.load(here + COLUMNS[0] + shared, mask=k_ok, other=0.0).to(tl.float32)
+    query = tl.load(here + COLUMNS[0] + shared, mask=k_ok, other=0.0)
     given, betas, keys, strengths = (), (), (), ()
     for r in tl.static_range(WRITES):
         key = here + COLUMNS[1] + r * (HEADS // GROUP * K) + shared
-        given = appended(given, tl.load(key, mask=k_ok, other=0.0).to(tl.float32))
-        betas = appended(betas, tl.load(here + COLUMNS[3] + r * HEADS + head).to(tl.float32))
+        given = appended(given, tl.load(key, mask=k_ok, other=0.0))
+        betas = appended(betas, tl.load(here + COLUMNS[3] + r * HEADS + head))
     if DECAYS and RANK == 0:
         step = tl.load(here + COLUMNS[4] + head).to(tl.float32)
+    if TILES == 1:
+        values = _values(here + COLUMNS[2] + head * V, v, v < V, HEADS * V, WRITES)
+    if HELD:
+        f = few(here + COLUMNS[4], RANK, BLOCK_R)
+        g = few(here + COLUMNS[5], RANK, BLOCK_R)
+    all_asked_for(early, DEPENDENT)
+    query = query.to(tl.float32)
     query *= SCALE / tl.sqrt(tl.sum(query * query, 0) + UNIT_EPS)
     for r in tl.static_range(WRITES):
-        strengths = appended(strengths, tl.sigmoid(betas[r]) * STRENGTH)
-        key = given[r]
+        strengths = appended(strengths, tl.sigmoid(betas[r].to(tl.float32)) * STRENGTH)
+        key = given[r].to(tl.float32)
         keys = appended(keys, key * (1.0 / tl.sqrt(tl.sum(key * key, 0) + UNIT_EPS)))
     decay = 1.0
     if RANK > 0:

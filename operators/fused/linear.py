@@ -14,6 +14,7 @@ from torch import Tensor
 
 from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
@@ -99,9 +100,6 @@ def linear_kernel(
     out += pid.to(tl.int64) * V
     kind = out.dtype.element_ty
     wait_if_alone(early, DEPENDENT)
-    if TILES == 1:
-        mask = k_ok[:, None] & (v < V)[None, :]
-        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     if cos is not None:
         place = tl.load(position + row, cache_modifier=".cg").to(tl.int32)
@@ -113,24 +111,34 @@ def linear_kernel(
         rest = tl.load(bias + channels, mask=k_ok, other=0.0)
         if HELD:
             weight = few_columns(up, channels, k_ok, R, BLOCK_R)
+    if TILES == 1:
+        # last, since it may change threads as soon as it is there
+        mask = k_ok[:, None] & (v < V)[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     wait(DEPENDENT)
     # all at once: what is loaded behind a sum over threads would come a round trip later
     here = inputs + row.to(tl.int64) * STRIDE
     q_at, k_at = here + COLUMNS[0] + head * K, here + COLUMNS[1] + head * K
-    query = tl.load(q_at + k, mask=k_ok, other=0.0).to(tl.float32)
-    key = tl.load(k_at + k, mask=k_ok, other=0.0).to(tl.float32)
+    query = tl.load(q_at + k, mask=k_ok, other=0.0)
+    key = tl.load(k_at + k, mask=k_ok, other=0.0)
     if TILES == 1:
         value = tl.load(here + COLUMNS[2] + head * V + v, mask=v < V, other=0.0).to(tl.float32)
     if cos is not None:
         pair = partner(k, K)
-        q_other = tl.load(q_at + pair, mask=k_ok, other=0.0).to(tl.float32)
-        k_other = tl.load(k_at + pair, mask=k_ok, other=0.0).to(tl.float32)
+        q_other = tl.load(q_at + pair, mask=k_ok, other=0.0)
+        k_other = tl.load(k_at + pair, mask=k_ok, other=0.0)
+    elif HELD:
+        r = few(here + COLUMNS[4], R, BLOCK_R)
+    all_asked_for(early, DEPENDENT)
+    query, key = query.to(tl.float32), key.to(tl.float32)
+    if cos is not None:
+        q_other, k_other = q_other.to(tl.float32), k_other.to(tl.float32)
         query = turned(query, q_other, by_cos, by_sin, k, K, kind)
         key = turned(key, k_other, by_cos, by_sin, k, K, kind)
         decay = tl.exp(log + tl.zeros([BLOCK_K], tl.float32))
     else:
         if HELD:
-            logit = from_few(few(here + COLUMNS[4], R, BLOCK_R), weight, 0.0)
+            logit = from_few(r, weight, 0.0)
         else:
             logit = from_many(here + COLUMNS[4], up, channels, k_ok, R, BLOCK_R, "", kind)
         logit = rounded(logit + rest.to(tl.float32), kind)

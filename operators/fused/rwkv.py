@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
@@ -122,9 +123,6 @@ def rwkv_kernel(
     place = pid.to(tl.int64) * D
     kind = out.dtype.element_ty
     wait_if_alone(early, DEPENDENT)
-    if TILES == 1:
-        mask = k_ok[:, None] & (v < D)[None, :]
-        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     removal = tl.load(removed + channels, mask=k_ok, other=0.0).to(tl.float32)
     replacement = tl.load(replaced + channels, mask=k_ok, other=0.0).to(tl.float32)
@@ -135,16 +133,22 @@ def rwkv_kernel(
         w_up = few_columns(decay_up, channels, k_ok, RANKS[0], BLOCKS[0])
         a_up = few_columns(rate_up, channels, k_ok, RANKS[1], BLOCKS[1])
         g_up = few_columns(gate_up, lanes, v < D, RANKS[2], BLOCKS[2])
+    if TILES == 1:
+        # last, since it may change threads as soon as it is there
+        mask = k_ok[:, None] & (v < D)[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
-    query = tl.load(here + COLUMNS[0] + channels, mask=k_ok, other=0.0).to(tl.float32)
-    key = tl.load(here + COLUMNS[1] + channels, mask=k_ok, other=0.0).to(tl.float32)
+    query = tl.load(here + COLUMNS[0] + channels, mask=k_ok, other=0.0)
+    key = tl.load(here + COLUMNS[1] + channels, mask=k_ok, other=0.0)
     w_at, a_at, g_at = here + COLUMNS[3], here + COLUMNS[4], here + COLUMNS[5]
     if HELD:
         w, a = few(w_at, RANKS[0], BLOCKS[0]), few(a_at, RANKS[1], BLOCKS[1])
         g = few(g_at, RANKS[2], BLOCKS[2])
     if TILES == 1:
         value = tl.load(here + COLUMNS[2] + lanes, mask=v < D, other=0.0).to(tl.float32)
+    all_asked_for(early, DEPENDENT)
+    query, key = query.to(tl.float32), key.to(tl.float32)
     if HELD:
         w = from_few(rounded(tanh(w), kind), w_up, w_bias)
         a = from_few(a, a_up, a_bias)
