@@ -16,6 +16,7 @@ from torch import Tensor
 from archsearch.operators.common.delta_rule import L2_EPS
 from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import appended
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
@@ -104,40 +105,47 @@ def delta_kernel(
     tile = state + pid.to(tl.int64) * (K * V) + k[:, None] * V + v[None, :]
     out += pid.to(tl.int64) * V
     kind = out.dtype.element_ty
-    # asked for with the keys, whose sums would else put a second wait for memory between
-    SOON: tl.constexpr = TILES == 1 and (WRITES > 1 or RANK > 0)
     wait_if_alone(early, DEPENDENT)
-    if TILES == 1:
-        mask = k_ok[:, None] & (v < V)[None, :]
-        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
+    if DECAYS:
+        log_rate = tl.load(a_log + head)
+        if RANK == 0:
+            rest = tl.load(dt_bias + head)
     if RANK > 0:
         channels = head * K + k
-        rest = tl.load(dt_bias + channels, mask=k_ok, other=0.0).to(tl.float32)
-        rate = tl.exp(tl.load(a_log + head).to(tl.float32))
+        rest = tl.load(dt_bias + channels, mask=k_ok, other=0.0)
         opened += pid.to(tl.int64) * V
         if HELD:
             up = few_columns(decay_up, channels, k_ok, RANK, BLOCK_R)
             opener = few_columns(gate_up, head * V + v, v < V, RANK, BLOCK_R)
             shut = tl.load(gate_bias + head * V + v, mask=v < V, other=0.0).to(tl.float32)
+    if TILES == 1:
+        # last, since it may change threads as soon as it is there
+        mask = k_ok[:, None] & (v < V)[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     wait(DEPENDENT)
+    # all at once: what is loaded behind a sum over threads would come a round trip later
     here = inputs + row.to(tl.int64) * STRIDE
+    shared = k + (head // GROUP) * K
+    query = tl.load(here + COLUMNS[0] + shared, mask=k_ok, other=0.0)
+    given, betas, keys, strengths = (), (), (), ()
+    for r in tl.static_range(WRITES):
+        key = here + COLUMNS[1] + r * (HEADS // GROUP * K) + shared
+        given = appended(given, tl.load(key, mask=k_ok, other=0.0))
+        betas = appended(betas, tl.load(here + COLUMNS[3] + r * HEADS + head))
+    if DECAYS and RANK == 0:
+        step = tl.load(here + COLUMNS[4] + head).to(tl.float32)
+    if TILES == 1:
+        values = _values(here + COLUMNS[2] + head * V, v, v < V, HEADS * V, WRITES)
     if HELD:
         f = few(here + COLUMNS[4], RANK, BLOCK_R)
         g = few(here + COLUMNS[5], RANK, BLOCK_R)
-    if SOON:
-        values = _values(here + COLUMNS[2] + head * V, v, v < V, HEADS * V, WRITES)
-    shared = k + (head // GROUP) * K
-    query = tl.load(here + COLUMNS[0] + shared, mask=k_ok, other=0.0).to(tl.float32)
-    given, keys, strengths = (), (), ()
-    for r in tl.static_range(WRITES):
-        key = here + COLUMNS[1] + r * (HEADS // GROUP * K) + shared
-        given = appended(given, tl.load(key, mask=k_ok, other=0.0).to(tl.float32))
-        beta = tl.load(here + COLUMNS[3] + r * HEADS + head).to(tl.float32)
-        strengths = appended(strengths, tl.sigmoid(beta) * STRENGTH)
+    all_asked_for(early, DEPENDENT)
+    query = query.to(tl.float32)
     query *= SCALE / tl.sqrt(tl.sum(query * query, 0) + UNIT_EPS)
     for r in tl.static_range(WRITES):
-        key = given[r]
+        strengths = appended(strengths, tl.sigmoid(betas[r].to(tl.float32)) * STRENGTH)
+        key = given[r].to(tl.float32)
         keys = appended(keys, key * (1.0 / tl.sqrt(tl.sum(key * key, 0) + UNIT_EPS)))
     decay = 1.0
     if RANK > 0:
@@ -145,19 +153,18 @@ def delta_kernel(
             step = from_few(f, up, 0.0)
         else:
             step = from_many(here + COLUMNS[4], decay_up, channels, k_ok, RANK, BLOCK_R, "", kind)
-        step = softplus(rounded(step, kind) + rest)
-        decay = tl.exp(-rate * step)[:, None]
+        step = softplus(rounded(step, kind) + rest.to(tl.float32))
+        decay = tl.exp(-tl.exp(log_rate.to(tl.float32)) * step)[:, None]
     elif DECAYS:
-        step = tl.load(here + COLUMNS[4] + head).to(tl.float32)
-        step = softplus(step + tl.load(dt_bias + head).to(tl.float32))
-        decay = tl.exp(-tl.exp(tl.load(a_log + head).to(tl.float32)) * step)
+        step = softplus(step + rest.to(tl.float32))
+        decay = tl.exp(-tl.exp(log_rate.to(tl.float32)) * step)
     for i in tl.range(0, TILES, num_stages=STAGES):
         at = i * BLOCK_V
         v_ok = at + v < V
         mask = k_ok[:, None] & v_ok[None, :]
         s = first if TILES == 1 else tl.load(tile + at, mask=mask, other=0.0)
         s = s.to(tl.float32) * decay
-        if not SOON:
+        if TILES > 1:
             values = _values(here + COLUMNS[2] + head * V + at, v, v_ok, HEADS * V, WRITES)
         for r in tl.static_range(WRITES):
             correction = strengths[r] * (values[r] - tl.sum(s * keys[r][:, None], 0))

@@ -81,6 +81,14 @@ def wait(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
+def all_asked_for(early, DEPENDENT: tl.constexpr):
+    """Behind loads that are to be on their way together: the compiler moves what needs the first
+    of them ahead of the others, which then come a round trip later. It stays behind a branch,
+    of which it knows only when it runs that nothing is left to wait for."""
+    wait_if_alone(early, DEPENDENT)
+
+
+@triton.jit
 def let_next_start(DEPENDENT: tl.constexpr):
     """Step (3) of a kernel that moves little, ahead of all others."""
     if DEPENDENT:

@@ -87,10 +87,12 @@ def norm_head(
     # what other threads of the program wrote
     tl.debug_barrier()
     o = tl.load(out + v, mask=ok, other=0.0).to(tl.float32)
-    o = rounded(o * (1.0 / tl.sqrt(tl.sum(o * o, 0) / V + EPS)), kind)
-    o = rounded(o * tl.load(norm + v, mask=ok, other=0.0).to(tl.float32), kind)
+    scales = tl.load(norm + v, mask=ok, other=0.0).to(tl.float32)
     if GATED:
         opened = tl.load(gate + v, mask=ok, other=0.0).to(tl.float32)
+    o = rounded(o * (1.0 / tl.sqrt(tl.sum(o * o, 0) / V + EPS)), kind)
+    o = rounded(o * scales, kind)
+    if GATED:
         if not OPENED:
             opened = rounded(silu(opened), kind)
         o = o * opened
@@ -143,15 +145,26 @@ def from_many(
 
 
 @triton.jit
-def rotated(x, other, cos, sin, d, D: tl.constexpr, LIKE: tl.constexpr):
-    """x[...,D] turned, where `other` holds each entry's partner D/2 away; cos and sin point to
-    the tables [D/2] of the position."""
+def angles(cos, sin, d, D: tl.constexpr):
+    """cos and sin of what entries d turn by, out of the tables [D/2] of the position."""
     angle = d % (D // 2)
     ok = d < D
-    c = rounded(tl.load(cos + angle, mask=ok, other=0.0), LIKE)
-    s = rounded(tl.load(sin + angle, mask=ok, other=0.0), LIKE)
+    return tl.load(cos + angle, mask=ok, other=0.0), tl.load(sin + angle, mask=ok, other=0.0)
+
+
+@triton.jit
+def turned(x, other, cos, sin, d, D: tl.constexpr, LIKE: tl.constexpr):
+    """x[...,D] turned by such `angles`, where `other` holds each entry's partner D/2 away."""
+    c, s = rounded(cos, LIKE), rounded(sin, LIKE)
     s = tl.where(d < D // 2, -s, s)
     return rounded(rounded(x * c, LIKE) + rounded(other * s, LIKE), LIKE)
+
+
+@triton.jit
+def rotated(x, other, cos, sin, d, D: tl.constexpr, LIKE: tl.constexpr):
+    """The same where cos and sin point to the tables."""
+    c, s = angles(cos, sin, d, D)
+    return turned(x, other, c, s, d, D, LIKE)
 
 
 @triton.jit

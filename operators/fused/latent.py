@@ -22,8 +22,9 @@ from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
 from archsearch.operators.fused.expansion import LEAST
 from archsearch.operators.fused.expansion import Latents
+from archsearch.operators.fused.heads import angles
 from archsearch.operators.fused.heads import partner
-from archsearch.operators.fused.heads import rotated
+from archsearch.operators.fused.heads import turned
 from archsearch.operators.layer import State
 
 # bytes of the cache that a program looks at together, at most so many slots, and how many such
@@ -75,14 +76,15 @@ def latent_kernel(
     end = tl.minimum((split + 1) * share, count)
     cache += row.to(tl.int64) * slots * (R + P)
     table = tl.minimum(at, length - 1) * (P // 2)
+    by_cos, by_sin = angles(cos + table, sin + table, p, P)
     wait(DEPENDENT)
     query = inner + (row * N + heads).to(tl.int64) * R + r
     query = tl.load(query, mask=(heads < N) & (r < R), other=0.0)
     given = queries + row.to(tl.int64) * Q_STRIDE + heads * (D + P) + D
     ok = (heads < N) & (p < P)
-    turned = tl.load(given + p, mask=ok, other=0.0).to(tl.float32)
+    rotary = tl.load(given + p, mask=ok, other=0.0).to(tl.float32)
     other = tl.load(given + partner(p, P), mask=ok, other=0.0).to(tl.float32)
-    turned = rotated(turned, other, cos + table, sin + table, p, P, kind).to(kind)
+    rotary = turned(rotary, other, by_cos, by_sin, p, P, kind).to(kind)
     largest = tl.full([BLOCK_N, 1], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     result = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
@@ -93,7 +95,7 @@ def latent_kernel(
         latent = tl.load(tile + r, mask=seen[:, None] & (r < R), other=0.0)
         key = tl.load(tile + R + p, mask=seen[:, None] & (p < P), other=0.0)
         scores = tl.dot(query, tl.trans(latent), input_precision="ieee")
-        scores = tl.dot(turned, tl.trans(key), scores, input_precision="ieee")
+        scores = tl.dot(rotary, tl.trans(key), scores, input_precision="ieee")
         # a tile has at least one slot that is seen: this is finite
         scores = tl.where(seen[None, :], scores * (SCALE * LOG2_E), -float("inf"))
         higher = tl.maximum(largest, tl.max(scores, 1, keep_dims=True))

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
@@ -64,12 +65,13 @@ def _finish(out, added, gate, norm, bias, channels, ok, D: tl.constexpr, EPS: tl
     # what other threads of the program wrote
     tl.debug_barrier()
     o = tl.load(out, mask=ok, other=0.0).to(tl.float32)
+    weight = tl.load(norm + channels, mask=ok, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channels, mask=ok, other=0.0).to(tl.float32)
+    more = tl.load(added, mask=ok, other=0.0)
+    opened = tl.load(gate, mask=ok, other=0.0).to(tl.float32)
     o = tl.where(ok, o - tl.sum(o, 0) / D, 0.0)
     o *= 1.0 / tl.sqrt(tl.sum(o * o, 0) / D + EPS)
-    weight = tl.load(norm + channels, mask=ok, other=0.0).to(tl.float32)
-    o = rounded(o * weight + tl.load(bias + channels, mask=ok, other=0.0).to(tl.float32), kind)
-    o = rounded(o + tl.load(added, mask=ok, other=0.0), kind)
-    o *= tl.load(gate, mask=ok, other=0.0).to(tl.float32)
+    o = rounded(rounded(o * weight + shift, kind) + more, kind) * opened
     tl.debug_barrier()
     tl.store(out, o.to(kind), mask=ok)
 
@@ -121,9 +123,6 @@ def rwkv_kernel(
     place = pid.to(tl.int64) * D
     kind = out.dtype.element_ty
     wait_if_alone(early, DEPENDENT)
-    if TILES == 1:
-        mask = k_ok[:, None] & (v < D)[None, :]
-        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     removal = tl.load(removed + channels, mask=k_ok, other=0.0).to(tl.float32)
     replacement = tl.load(replaced + channels, mask=k_ok, other=0.0).to(tl.float32)
@@ -134,15 +133,23 @@ def rwkv_kernel(
         w_up = few_columns(decay_up, channels, k_ok, RANKS[0], BLOCKS[0])
         a_up = few_columns(rate_up, channels, k_ok, RANKS[1], BLOCKS[1])
         g_up = few_columns(gate_up, lanes, v < D, RANKS[2], BLOCKS[2])
+    if TILES == 1:
+        # last, since it may change threads as soon as it is there
+        mask = k_ok[:, None] & (v < D)[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
-    query = tl.load(here + COLUMNS[0] + channels, mask=k_ok, other=0.0).to(tl.float32)
-    key = tl.load(here + COLUMNS[1] + channels, mask=k_ok, other=0.0).to(tl.float32)
+    query = tl.load(here + COLUMNS[0] + channels, mask=k_ok, other=0.0)
+    key = tl.load(here + COLUMNS[1] + channels, mask=k_ok, other=0.0)
     w_at, a_at, g_at = here + COLUMNS[3], here + COLUMNS[4], here + COLUMNS[5]
     if HELD:
         w, a = few(w_at, RANKS[0], BLOCKS[0]), few(a_at, RANKS[1], BLOCKS[1])
         g = few(g_at, RANKS[2], BLOCKS[2])
+    if TILES == 1:
         value = tl.load(here + COLUMNS[2] + lanes, mask=v < D, other=0.0).to(tl.float32)
+    all_asked_for(early, DEPENDENT)
+    query, key = query.to(tl.float32), key.to(tl.float32)
+    if HELD:
         w = from_few(rounded(tanh(w), kind), w_up, w_bias)
         a = from_few(a, a_up, a_bias)
     else:
@@ -162,7 +169,7 @@ def rwkv_kernel(
         mask = k_ok[:, None] & v_ok[None, :]
         s = first if TILES == 1 else tl.load(tile + at, mask=mask, other=0.0)
         s = s.to(tl.float32)
-        if not HELD:
+        if TILES > 1:
             value = tl.load(here + COLUMNS[2] + lanes + at, mask=v_ok, other=0.0).to(tl.float32)
         missing = tl.sum(s * unit[:, None], 0)
         s = s * decay[:, None] - (unit * rate)[:, None] * missing[None, :]

@@ -81,6 +81,8 @@ def scan_kernel(
     kept = tl.load(skip + d, mask=d_ok, other=0.0).to(tl.float32)
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE + d
+    u = tl.load(here, mask=d_ok, other=0.0).to(tl.float32)
+    z = tl.load(here + D, mask=d_ok, other=0.0).to(tl.float32)
     low = tl.zeros([BLOCK_R], tl.float32)
     b, c = tl.zeros([BLOCK_K], tl.float32), tl.zeros([BLOCK_K], tl.float32)
     for split in tl.static_range(SPLITS):
@@ -89,8 +91,6 @@ def scan_kernel(
         b += tl.load(maps + R + k, mask=k_ok, other=0.0).to(tl.float32)
         c += tl.load(maps + R + K + k, mask=k_ok, other=0.0).to(tl.float32)
     low, b, c = rounded(low, kind), rounded(b, kind), rounded(c, kind)
-    u = tl.load(here, mask=d_ok, other=0.0).to(tl.float32)
-    z = tl.load(here + D, mask=d_ok, other=0.0).to(tl.float32)
     dt = softplus(rounded(tl.sum(up * low[None, :], 1), kind) + bias)
     s = s * tl.exp(dt[:, None] * rate) + (dt * u)[:, None] * b[None, :]
     y = rounded(tl.sum(s * c[None, :], 1), kind)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from archsearch.operators.fused.blocks import PROCESSORS
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
@@ -67,10 +68,12 @@ def ssd_kernel(
     kind = inputs.dtype.element_ty
     maps = k + (head // GROUP) * K
     x = tl.load(here + COLUMNS[0] + head * P + p, mask=p_ok, other=0.0).to(tl.float32)
-    b = tl.load(here + COLUMNS[1] + maps, mask=k_ok, other=0.0).to(tl.float32)
-    c = tl.load(here + COLUMNS[2] + maps, mask=k_ok, other=0.0).to(tl.float32)
+    b = tl.load(here + COLUMNS[1] + maps, mask=k_ok, other=0.0)
+    c = tl.load(here + COLUMNS[2] + maps, mask=k_ok, other=0.0)
     z = tl.load(here + COLUMNS[3] + head * P + p, mask=p_ok, other=0.0).to(tl.float32)
-    dt = softplus(tl.load(here + COLUMNS[4] + head).to(tl.float32) + bias)
+    dt = tl.load(here + COLUMNS[4] + head).to(tl.float32)
+    all_asked_for(early, DEPENDENT)
+    b, c, dt = b.to(tl.float32), c.to(tl.float32), softplus(dt + bias)
     s = s * tl.exp(dt * rate) + (dt * x)[:, None] * b[None, :]
     y = rounded(tl.sum(s * c[None, :], 1), kind)
     y = rounded(y + x * kept, kind) * silu(z)

@@ -17,6 +17,7 @@ from torch import Tensor
 from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused.blocks import PROCESSORS
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
@@ -138,10 +139,6 @@ def trapezoid_kernel(
     out += pid.to(tl.int64) * P
     kind = out.dtype.element_ty
     wait_if_alone(early, DEPENDENT)
-    if TILES == 1:
-        mask = (p < P)[:, None] & k_ok[None, :]
-        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
-        first_late = tl.load(values + p, mask=p < P, other=0.0, cache_modifier=".cg")
     takes_part = tl.load(active + row, cache_modifier=".cg").to(tl.int1)
     # what does not turn has the angle 0
     angle = tl.load(angles, mask=turns, other=0.0, cache_modifier=".cg")
@@ -158,6 +155,11 @@ def trapezoid_kernel(
     kept = tl.load(skip + head).to(tl.float32)
     if norm is not None:
         scales = tl.load(norm + head * P + p, mask=p < P, other=0.0).to(tl.float32)
+    if TILES == 1:
+        # last, since it may change threads as soon as it is there
+        mask = (p < P)[:, None] & k_ok[None, :]
+        first = tl.load(tile, mask=mask, other=0.0, cache_modifier=".cg")
+        first_late = tl.load(values + p, mask=p < P, other=0.0, cache_modifier=".cg")
     last = takes_part
     if SPLITS > 1:
         # a program that comes after all others of its head may overwrite what they have read; the
@@ -179,9 +181,11 @@ def trapezoid_kernel(
         first_gate = tl.load(gates + p, mask=p < P, other=0.0)
         first_new = tl.load(new + p, mask=p < P, other=0.0)
     turn = tl.load(here + COLUMNS[7] + k // 2, mask=turns, other=0.0).to(tl.float32)
-    dt = softplus(tl.load(here + COLUMNS[4] + head).to(tl.float32) + longer)
-    rate = softplus(tl.load(here + COLUMNS[5] + head).to(tl.float32))
-    weight = tl.sigmoid(tl.load(here + COLUMNS[6] + head).to(tl.float32))
+    dt = tl.load(here + COLUMNS[4] + head).to(tl.float32)
+    rate = tl.load(here + COLUMNS[5] + head).to(tl.float32)
+    weight = tl.load(here + COLUMNS[6] + head).to(tl.float32)
+    all_asked_for(early, DEPENDENT)
+    dt, rate, weight = softplus(dt + longer), softplus(rate), tl.sigmoid(weight)
     decay = tl.exp(-tl.maximum(rate, FLOOR) * dt)
     angle += _tanh(turn) * PI * dt
     angle -= tl.floor(angle / (2 * PI)) * (2 * PI)
