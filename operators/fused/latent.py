@@ -15,6 +15,7 @@ from archsearch.operators.fused.attend import LEAST_HEADS
 from archsearch.operators.fused.attend import LOG2_E
 from archsearch.operators.fused.attend import splits_for
 from archsearch.operators.fused.blocks import power_of_2
+from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import early
 from archsearch.operators.fused.device import launch_options
 from archsearch.operators.fused.device import on_device
@@ -32,6 +33,23 @@ from archsearch.operators.layer import State
 TILE_BYTES = 32768
 MOST_SLOTS = 32
 STAGES = 3
+
+
+@triton.jit
+def _weighed(query, rotary, latent, key, seen, largest, total, result, SCALE: tl.constexpr):
+    """(largest exponent, sum of weights, weighted sum of latents) with one tile more: latents
+    [S,R] and keys [S,P], of which those `seen`[S] count."""
+    scores = tl.dot(query, tl.trans(latent), input_precision="ieee")
+    scores = tl.dot(rotary, tl.trans(key), scores, input_precision="ieee")
+    scores = tl.where(seen[None, :], scores * (SCALE * LOG2_E), -float("inf"))
+    higher = tl.maximum(largest, tl.max(scores, 1, keep_dims=True))
+    # a share without slots leaves all at minus infinity
+    base = tl.where(higher == -float("inf"), 0.0, higher)
+    weights = tl.exp2(scores - base)
+    before = tl.exp2(largest - base)
+    total = total * before + tl.sum(weights, 1, keep_dims=True)
+    result = tl.dot(weights.to(latent.dtype), latent, result * before, input_precision="ieee")
+    return higher, total, result
 
 
 @triton.jit(do_not_specialize=["early", "slots", "length"])
@@ -77,33 +95,45 @@ def latent_kernel(
     cache += row.to(tl.int64) * slots * (R + P)
     table = tl.minimum(at, length - 1) * (P // 2)
     by_cos, by_sin = angles(cos + table, sin + table, p, P)
+    # the first tile is on its way before the query is there, but for the slot of this token,
+    # which the kernel ahead writes
+    begin = split * share
+    seen = begin + s < end
+    fresh = begin + s == count - 1
+    tile = cache + (begin + s)[:, None].to(tl.int64) * (R + P)
+    mask = (seen & (begin + s < count - 1))[:, None]
+    key = tl.load(tile + R + p, mask=mask & (p < P), other=0.0, cache_modifier=".cg")
+    latent = tl.load(tile + r, mask=mask & (r < R), other=0.0, cache_modifier=".cg")
     wait(DEPENDENT)
-    query = inner + (row * N + heads).to(tl.int64) * R + r
-    query = tl.load(query, mask=(heads < N) & (r < R), other=0.0)
+    last = cache + (count - 1).to(tl.int64) * (R + P)
+    new_latent = tl.load(last + r, mask=r < R, other=0.0)
+    new_key = tl.load(last + R + p, mask=p < P, other=0.0)
     given = queries + row.to(tl.int64) * Q_STRIDE + heads * (D + P) + D
     ok = (heads < N) & (p < P)
-    rotary = tl.load(given + p, mask=ok, other=0.0).to(tl.float32)
-    other = tl.load(given + partner(p, P), mask=ok, other=0.0).to(tl.float32)
+    rotary = tl.load(given + p, mask=ok, other=0.0)
+    other = tl.load(given + partner(p, P), mask=ok, other=0.0)
+    query = inner + (row * N + heads).to(tl.int64) * R + r
+    query = tl.load(query, mask=(heads < N) & (r < R), other=0.0)
+    all_asked_for(early, DEPENDENT)
+    latent = tl.where(fresh[:, None], new_latent, latent)
+    key = tl.where(fresh[:, None], new_key, key)
+    rotary, other = rotary.to(tl.float32), other.to(tl.float32)
     rotary = turned(rotary, other, by_cos, by_sin, p, P, kind).to(kind)
     largest = tl.full([BLOCK_N, 1], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     result = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
-    for begin in tl.range(split * share, end, BLOCK_S, num_stages=STAGES):
-        index = begin + s
+    largest, total, result = _weighed(
+        query, rotary, latent, key, seen, largest, total, result, SCALE
+    )
+    for at in tl.range(begin + BLOCK_S, end, BLOCK_S, num_stages=STAGES):
+        index = at + s
         seen = index < end
         tile = cache + index[:, None].to(tl.int64) * (R + P)
         latent = tl.load(tile + r, mask=seen[:, None] & (r < R), other=0.0)
         key = tl.load(tile + R + p, mask=seen[:, None] & (p < P), other=0.0)
-        scores = tl.dot(query, tl.trans(latent), input_precision="ieee")
-        scores = tl.dot(rotary, tl.trans(key), scores, input_precision="ieee")
-        # a tile has at least one slot that is seen: this is finite
-        scores = tl.where(seen[None, :], scores * (SCALE * LOG2_E), -float("inf"))
-        higher = tl.maximum(largest, tl.max(scores, 1, keep_dims=True))
-        weights = tl.exp2(scores - higher)
-        before = tl.exp2(largest - higher)
-        total = total * before + tl.sum(weights, 1, keep_dims=True)
-        result = tl.dot(weights.to(kind), latent, result * before, input_precision="ieee")
-        largest = higher
+        largest, total, result = _weighed(
+            query, rotary, latent, key, seen, largest, total, result, SCALE
+        )
     mine = (row * N + heads) * SPLITS + split
     tl.store(parts + mine.to(tl.int64) * R + r, result, mask=(heads < N) & (r < R))
     tl.store(sums + 2 * mine, largest, mask=heads < N)

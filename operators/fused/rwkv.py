@@ -148,6 +148,10 @@ def rwkv_kernel(
     if TILES == 1:
         value = tl.load(here + COLUMNS[2] + lanes, mask=v < D, other=0.0).to(tl.float32)
     all_asked_for(early, DEPENDENT)
+    # tanh would pass that branch; what one side of a branch loads again it has to wait for
+    if HELD and DEPENDENT:  # noqa: SIM102
+        if early == 0:
+            w = few(w_at, RANKS[0], BLOCKS[0])
     query, key = query.to(tl.float32), key.to(tl.float32)
     if HELD:
         w = from_few(rounded(tanh(w), kind), w_up, w_bias)
