@@ -9,6 +9,7 @@ import platform
 from collections.abc import Iterator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
 from typing import Any
@@ -21,11 +22,15 @@ import archsearch
 from archsearch import hardware
 from archsearch import operators
 from archsearch.hardware import Hardware
+from archsearch.model import fused_head
+from archsearch.model.fused_head import refuses_head
+from archsearch.model.head import LMHead
 from archsearch.operators import PHASES
 from archsearch.operators import Phase
 from archsearch.operators import backends
 from archsearch.operators.backends import Request
 from archsearch.operators.fused.dispatch import refuses_step
+from archsearch.operators.fused.table import HEAD
 from archsearch.operators.fused.table import decode_backends
 from archsearch.operators.layer import Mixer
 from archsearch.profiles.store import TableInfo
@@ -123,12 +128,20 @@ def services(device: str, dtype: torch.dtype) -> Iterator[Service]:
     for module in _choosers():
         for phase in PHASES:
             request = Request(module.operator, phase, device, dtype)
-            reasons = _reasons(module, request)
-            offered = list(reasons)
-            served = next((name for name, reason in reasons.items() if not reason), "")
-            before = offered[: offered.index(served)] if served else offered
-            refused = {name: reasons[name] for name in before}
-            yield Service(module.operator, phase, served, refused)
+            yield _service(request, _reasons(module, request))
+    with torch.device("meta"):
+        head = LMHead(WIDTH, WIDTH, norm_eps=1e-6, head_norm=False)
+    request = Request(HEAD, "decode", device, dtype)
+    refuses = partial(refuses_head, head)
+    yield _service(request, backends.explain(fused_head.BACKENDS, request, refuses))
+
+
+def _service(request: Request, reasons: Mapping[str, str]) -> Service:
+    offered = list(reasons)
+    served = next((name for name, reason in reasons.items() if not reason), "")
+    before = offered[: offered.index(served)] if served else offered
+    refused = {name: reasons[name] for name in before}
+    return Service(request.operator, request.phase, served, refused)
 
 
 def _reasons(module: Chooser, request: Request) -> dict[str, str]:

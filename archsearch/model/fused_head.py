@@ -17,29 +17,32 @@ from archsearch.operators.fused.dispatch import refuses_modules
 from archsearch.operators.fused.table import HEAD
 from archsearch.operators.fused.table import PREFERRED
 
+# in order of preference
+BACKENDS = ("triton", "torch") if HEAD in PREFERRED else ("torch", "triton")
+
 
 def step_logits(head: nn.Module, h: Tensor) -> Tensor:
     """fp32 logits[B,V] of the residual stream h[B,H]; fused where a layer's step would be."""
-    preferred = HEAD in PREFERRED
-    wanted = forced(HEAD) or ("triton" if preferred else "")
     # something may stand in the head's place
-    if not isinstance(head, LMHead) or wanted != "triton":
+    if not isinstance(head, LMHead) or (forced(HEAD) or BACKENDS[0]) != "triton":
         logits: Tensor = head(h)
         return logits
     request = Request(HEAD, "decode", h.device.type, h.dtype)
 
     def refusal(backend: str, request: Request) -> str:
-        if backend != "triton":
-            return ""
-        if torch.is_grad_enabled():
+        if backend == "triton" and torch.is_grad_enabled():
             return "it computes no gradients"
-        return refuses_modules(head, request)
+        return refuses_head(head, backend, request)
 
-    offered = ("triton", "torch") if preferred else ("torch", "triton")
-    if choose(offered, request, refusal) != "triton":
+    if choose(BACKENDS, request, refusal) != "triton":
         return head(h)
     # its kernels need triton to be imported
     from archsearch.operators.fused import products
 
     inverse = head.inverse_norms() if head.head_norm else None
     return products.logits(h.contiguous(), head.proj.weight, products.Norm.of(head.norm), inverse)
+
+
+def refuses_head(head: LMHead, backend: str, request: Request) -> str:
+    """Why `backend`, though installed, cannot serve the head's decode step; "" if it can."""
+    return refuses_modules(head, request) if backend == "triton" else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from archsearch import operators
+from archsearch.files import write_text
 from archsearch.latency.cases import layer_case
 from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.provenance import provenance
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=table.STEPS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    ceilings, shelf = measure_ceilings("cuda"), Shelf("cuda")
+    ceilings, shelf, measured = measure_ceilings("cuda"), Shelf("cuda"), provenance("cuda")
     rows: list[dict[str, Any]] = []
     print(f"{'operator':20s} batch  plain us  fused us   floor us  launches")
     for name in given.only:
@@ -53,8 +54,8 @@ def main() -> None:
             row["floor_us"] = 1e6 * kinds["fused"]["bytes"] / ceilings.read_bytes_s
             rows.append(row)
             show(row)
-    result = {"provenance": provenance("cuda"), "ceilings": ceilings.to_dict(), "rows": rows}
-    (given.out / "layers.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+            result = {"provenance": measured, "ceilings": ceilings.to_dict(), "rows": rows}
+            write_text(given.out / "layers.json", json.dumps(result, indent=1, default=str))
 
 
 @contextmanager

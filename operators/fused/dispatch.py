@@ -19,6 +19,7 @@ from archsearch.operators.backends import choose
 from archsearch.operators.backends import forced
 from archsearch.operators.backends import interpreting
 from archsearch.operators.common.norm import RMSNorm
+from archsearch.operators.fused.table import MOST_ROWS
 from archsearch.operators.fused.table import PREFERRED
 from archsearch.operators.fused.table import STEPS
 from archsearch.operators.fused.table import decode_backends
@@ -39,7 +40,8 @@ def find_step(mixer: Mixer, norm: RMSNorm, h: Tensor) -> Step | None:
     """
     name = mixer.operator
     # whoever forces another backend gets the plain step
-    wanted = forced(name) or ("triton" if name in PREFERRED else "")
+    preferred = name in PREFERRED and len(h) <= MOST_ROWS.get(name, len(h))
+    wanted = forced(name) or ("triton" if preferred else "")
     if name not in STEPS or wanted != "triton":
         return None
     request = Request(name, "decode", h.device.type, h.dtype)

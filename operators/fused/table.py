@@ -22,6 +22,7 @@ STEPS = (
 # the part of a model beside its layers that has one too
 HEAD = "head"
 # those whose step, as it is now, has passed its tests on a GPU and was measured to be faster
+# (sliding-window attention runs the kernels of attention)
 PREFERRED = (
     "attention",
     "deltanet",
@@ -35,6 +36,9 @@ PREFERRED = (
     "mamba3",
     "sliding_window",
 )
+
+# rows of a batch beyond which the plain step was measured to be faster
+MOST_ROWS = {"mamba": 32}
 
 
 def decode_backends(operator: str, backends: tuple[str, ...]) -> tuple[str, ...]:
