@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -22,11 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from candidates import candidates
 
 from archsearch import cudagraph
 from archsearch import timing
+from archsearch.files import write_text
 from archsearch.latency.ceilings import measure_ceilings
+from archsearch.latency.provenance import provenance
 from archsearch.latency.whole import decode_call
 from archsearch.model import HybridLM
 from archsearch.model import build
@@ -241,8 +244,17 @@ def turn_knobs(model: HybridLM, shape: Shape) -> None:
 
 
 def write(path: Path, tuned: Settings) -> None:
-    lines = [f' "{name}": {json.dumps(astuple(one))}' for name, one in sorted(tuned.items())]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    meta = provenance("cuda")
+    head = {
+        "gpu": meta["hardware"]["name"],
+        "triton": triton.__version__,
+        "torch": str(torch.__version__),
+        "commit": meta["git_commit"],
+        "date": meta["measured"][:10],
+    }
+    lines = [f'  "{name}": {json.dumps(astuple(one))}' for name, one in sorted(tuned.items())]
+    blocks_text = ",\n".join(lines)
+    write_text(path, f'{{\n "head": {json.dumps(head)},\n "blocks": {{\n{blocks_text}\n }}\n}}\n')
 
 
 def show(row: dict[str, Any], floor_ms: float) -> None:

@@ -91,5 +91,6 @@ def power_of_2(size: int) -> int:
 def _tuned(capability: tuple[int, int]) -> dict[str, Blocks]:
     file = FOLDER / f"products_sm{capability[0]}{capability[1]}.json"
     with suppress(FileNotFoundError):
-        return {name: Blocks(*values) for name, values in json.loads(file.read_text()).items()}
+        kept = json.loads(file.read_text())["blocks"]
+        return {name: Blocks(*values) for name, values in kept.items()}
     return {}

@@ -142,6 +142,7 @@ def test_what_is_compiled_ahead_is_little_and_enough(monkeypatch: pytest.MonkeyP
         dtype="float32",
     )
     monkeypatch.setattr(warm, "COMPILED", ("torch",))
+    monkeypatch.setattr(warm, "PREFERRED", ())
     groups = warm.to_compile(grid.cases())
     assert [group[0].operator for group in groups] == ["deltanet", "ffn"]
     shapes = [(case.phase, case.batch, case.context) for case in groups[0]]
@@ -155,3 +156,7 @@ def test_what_is_compiled_ahead_is_little_and_enough(monkeypatch: pytest.MonkeyP
     assert warm.run_group(groups[0], "cpu", None)
     assert not warm.run_group(groups[0], "cpu", 0.0), "the time is over"
     assert warm.warm([], "cpu", jobs=4) == 0
+    # kernels of our own have blocks by batch
+    monkeypatch.setattr(warm, "PREFERRED", ("deltanet",))
+    own = [case.batch for case in warm.to_compile(grid.cases())[0] if case.phase == "decode"]
+    assert own == [1, 2, 4]

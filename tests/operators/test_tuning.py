@@ -49,7 +49,7 @@ def test_what_triton_finds_later_is_remembered() -> None:
     assert key in memory and memory[key] == "new"
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("sm*.json")), ids=lambda file: file.name)
 def test_kept_files_are_whole(file: Path) -> None:
     kept = json.loads(file.read_text())
     assert {"gpu", "triton"} <= set(kept["head"])
@@ -81,7 +81,7 @@ def test_settings_of_another_version_are_left_out() -> None:
     assert not tuning._fitting(Kernel, other)
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("sm*.json")), ids=lambda file: file.name)
 def test_every_head_count_is_answered(file: Path) -> None:
     """A layer with another number of heads than those that were tuned waits for nothing."""
     kernels = json.loads(file.read_text())["kernels"]
