@@ -157,7 +157,7 @@ def measure_latency(model: WholeModel, question: Question, budget_s: float) -> R
         "step_us": [one.timing.p50_us for one in found],
         "step_us_p10": [one.timing.p10_us for one in found],
         "step_us_p90": [one.timing.p90_us for one in found],
-        "step_bytes": [step_bytes(model.spec, shape) for shape in shapes],
+        "step_bytes": [count.step_bytes(model.spec, shape) for shape in shapes],
         **_values(found[-1]),
     }
 
@@ -186,7 +186,7 @@ def measure_throughput(model: WholeModel, question: Question, budget_s: float) -
         "step_us": found.timing.p50_us,
         "step_us_p10": found.timing.p10_us,
         "step_us_p90": found.timing.p90_us,
-        "step_bytes": step_bytes(model.spec, found.shape),
+        "step_bytes": count.step_bytes(model.spec, found.shape),
         **_values(found),
     }
 
@@ -196,13 +196,6 @@ MEASURE: dict[Part, Callable[[WholeModel, Question, float], Row]] = {
     "prefill": measure_prefill,
     "throughput": measure_throughput,
 }
-
-
-def step_bytes(spec: ArchSpec, shape: Shape) -> int:
-    """Bytes that one decode step of the whole model moves at least: weights (of the embedding
-    no more than the head reads), states, key/value caches."""
-    head = spec.vocab_size * spec.hidden_size + count.parameter_parts(spec)["norms"]
-    return head * shape.element_bytes + sum(cost.bytes for cost in count.layers(spec, shape))
 
 
 def _values(found: Measurement) -> Row:

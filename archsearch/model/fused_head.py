@@ -23,8 +23,8 @@ BACKENDS = ("triton", "torch") if HEAD in PREFERRED else ("torch", "triton")
 
 def step_logits(head: nn.Module, h: Tensor) -> Tensor:
     """fp32 logits[B,V] of the residual stream h[B,H]; fused where a layer's step would be."""
-    # something may stand in the head's place
-    if not isinstance(head, LMHead) or (forced(HEAD) or BACKENDS[0]) != "triton":
+    # something else may stand in the head's place
+    if type(head) is not LMHead or (forced(HEAD) or BACKENDS[0]) != "triton":
         logits: Tensor = head(h)
         return logits
     request = Request(HEAD, "decode", h.device.type, h.dtype)
@@ -45,4 +45,9 @@ def step_logits(head: nn.Module, h: Tensor) -> Tensor:
 
 def refuses_head(head: LMHead, backend: str, request: Request) -> str:
     """Why `backend`, though installed, cannot serve the head's decode step; "" if it can."""
-    return refuses_modules(head, request) if backend == "triton" else ""
+    if backend != "triton":
+        return ""
+    # a fused step does not call it
+    if head._forward_hooks or head._forward_pre_hooks:
+        return "it has hooks"
+    return refuses_modules(head, request)

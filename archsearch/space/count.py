@@ -66,10 +66,10 @@ def flops_per_token(spec: ArchSpec, context: int) -> int:
 
 
 def step_bytes(spec: ArchSpec, shape: Shape) -> int:
-    """Bytes that one decode step of `shape` moves: weights and caches read, states read and
-    written, and the head; of the embedding only rows are read."""
-    head = spec.vocab_size * spec.hidden_size * shape.element_bytes
-    return head + sum(cost.bytes for cost in layers(spec, shape))
+    """Bytes that one decode step of `shape` moves at least: weights and caches read, states read
+    and written, and the head; of the embedding only rows are read."""
+    head = spec.vocab_size * spec.hidden_size + parameter_parts(spec)["norms"]
+    return head * shape.element_bytes + sum(cost.bytes for cost in layers(spec, shape))
 
 
 def state_bytes(spec: ArchSpec, context: int, batch: int = 1, dtype: str = "float32") -> int:

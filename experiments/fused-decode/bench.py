@@ -67,7 +67,7 @@ KNOBS = (
     (attend, "PROCESSORS", (66, 264, 528)),
     (attend, "MOST_SPLITS", (16, 64)),
     (attend, "TILE", (32, 128)),
-    (attend, "STAGES", (1, 3)),
+    (attend, "STAGES", (1, 2)),
 )
 
 Settings = dict[str, blocks.Blocks]

@@ -144,12 +144,11 @@ def _merged(parts, sums, at, r, R: tl.constexpr, SPLITS: tl.constexpr):
     return seen / total
 
 
-@triton.jit(do_not_specialize=["early"])
+@triton.jit
 def merge_kernel(
     parts,
     sums,
     out,
-    early,
     R: tl.constexpr,
     BLOCK_R: tl.constexpr,
     SPLITS: tl.constexpr,
@@ -281,7 +280,6 @@ def expand(parts: Tensor, sums: Tensor, *, latents: Latents) -> Tensor:
                 parts,
                 sums,
                 seen,
-                early(),
                 R=rank,
                 BLOCK_R=power_of_2(rank),
                 SPLITS=splits,

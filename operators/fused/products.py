@@ -219,7 +219,9 @@ def _launch(
                 **options,
             )
         return
-    assert not isinstance(norm, Centred), "several rows are group-normed where they are made"
+    assert gate is None and not isinstance(norm, Centred), (
+        "several rows are gated and normed by head where they are made"
+    )
     if norm is not None:
         inputs = x = _normed(x, norm, out.dtype if h is None else h.dtype)
     splits = blocks.splits if epilogue in ("residual", "parts") else 1

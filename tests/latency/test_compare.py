@@ -95,13 +95,13 @@ def test_the_published_figures_are_those_of_presets() -> None:
 
 def test_a_step_moves_all_weights_and_what_it_remembers() -> None:
     shape = Shape("decode", 1, 100)
-    moved = compare.step_bytes(DENSE, shape)
+    moved = count.step_bytes(DENSE, shape)
     weights, cache = 4 * count.parameters(DENSE), count.state_bytes(DENSE, 100)
     # beyond these only the new token and what passes between layers
     assert 0 <= moved - weights - cache < 0.02 * weights
     untied = parse("a f @64", vocab_size=50, tie_embeddings=False)
-    assert compare.step_bytes(untied, shape) == moved
-    more = compare.step_bytes(HYBRID, replace(shape, batch=9)) - compare.step_bytes(HYBRID, shape)
+    assert count.step_bytes(untied, shape) == moved
+    more = count.step_bytes(HYBRID, replace(shape, batch=9)) - count.step_bytes(HYBRID, shape)
     states = count.state_bytes(HYBRID, 100, 8)
     assert 2 * states <= more < 2.2 * states
 

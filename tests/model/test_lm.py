@@ -8,6 +8,8 @@ import torch
 from archsearch import operators
 from archsearch.model import build
 from archsearch.model import normalize_weights_
+from archsearch.model.fused_head import refuses_head
+from archsearch.operators.backends import Request
 from archsearch.operators.sequence import SequenceInfo
 from archsearch.space import ArchSpec
 from archsearch.space import count
@@ -219,3 +221,12 @@ def test_bad_requests_leave_the_state_usable() -> None:
         assert_close(model.prefill(ids, state), model(ids)[:, -1])
         with pytest.raises(ValueError, match="17 are used and 1 more do not fit"):
             model.step(ids[:, 0], state)
+
+
+def test_a_hooked_head_is_called() -> None:
+    head = build(spec_of("f @64")).head
+    request = Request("head", "decode", "cuda", torch.float32)
+    assert refuses_head(head, "triton", request) == ""
+    head.register_forward_hook(lambda *_: None)
+    assert "hooks" in refuses_head(head, "triton", request)
+    assert refuses_head(head, "torch", request) == ""

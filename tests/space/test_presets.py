@@ -118,7 +118,7 @@ def test_bytes_of_a_step() -> None:
     parts = count.parameter_parts(spec)
     cache = count.state_bytes(spec, 10 + 1, 3, "bfloat16")
     activations = 2 * 2 * 3 * 256
-    weights = 2 * (parts["mixers"] + parts["embedding"])
+    weights = 2 * (parts["mixers"] + parts["embedding"] + parts["norms"])
     assert count.step_bytes(spec, shape) == weights + cache + 2 * activations
     untied = spec.model_copy(update={"tie_embeddings": False})
     assert count.step_bytes(untied, shape) == count.step_bytes(spec, shape)
