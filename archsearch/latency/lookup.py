@@ -24,10 +24,7 @@ from archsearch.operators.fused.table import decode_backends
 from archsearch.profiles import Table
 from archsearch.profiles.schema import LATENCIES
 
-_BACKENDS = {
-    operator.name: decode_backends(operator.name, operator.backends)
-    for operator in operators.OPERATORS
-}
+_BACKENDS = {operator.name: operator.backends for operator in operators.OPERATORS}
 _VALUES = (*LATENCIES, "roofline_us", "energy_j")
 
 
@@ -59,7 +56,7 @@ class LatencyIndex:
             if error:
                 self._errors[case] = error
                 continue
-            rank = _backend_rank(case.operator, backend)
+            rank = _backend_rank(case.operator, backend, case.batch)
             if case not in ranks or rank < ranks[case]:
                 ranks[case] = rank
                 curves[_layer(case)][case.batch][case.context] = row
@@ -187,11 +184,11 @@ def _work(layer: Layer) -> Callable[[int], float]:
     return float if layer.operator in PARTS else work
 
 
-def _backend_rank(operator: str, backend: str) -> tuple[int, int]:
-    """Place of a label such as "fla+causal_conv1d": by its first part in the operator's order
-    of preference, unknown ones last; then more special parts first."""
+def _backend_rank(operator: str, backend: str, rows: int) -> tuple[int, int]:
+    """Place of a label such as "fla+causal_conv1d" for so many rows: by its first part in the
+    operator's order of preference, unknown ones last; then more special parts first."""
     own, *parts = backend.split("+")
-    known = _BACKENDS.get(operator, ())
+    known = decode_backends(operator, _BACKENDS.get(operator, ()), rows)
     return known.index(own) if own in known else len(known), -len(parts)
 
 

@@ -8,8 +8,8 @@ read inputs, compute, and only now write. Why this is safe:
 
 - every program waits before it ends, so that a complete kernel means that all before it are
   complete, however early it started;
-- between one decode step and the next stand kernels of torch, which wait for all before them and
-  let nobody in: what an earlier step wrote is there;
+- between one decode step and the next stand several kernels of torch, each of which waits for all
+  before it: what an earlier step wrote is there, and so is the position;
 - nothing is written before the wait: memory that the allocator hands from one step of the chain
   to a later one is not overwritten while somebody still reads it. A counter of the kernel's own,
   by which its programs tell one another that they have read what one of them will overwrite, may

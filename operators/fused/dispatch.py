@@ -19,8 +19,6 @@ from archsearch.operators.backends import choose
 from archsearch.operators.backends import forced
 from archsearch.operators.backends import interpreting
 from archsearch.operators.common.norm import RMSNorm
-from archsearch.operators.fused.table import MOST_ROWS
-from archsearch.operators.fused.table import PREFERRED
 from archsearch.operators.fused.table import STEPS
 from archsearch.operators.fused.table import decode_backends
 from archsearch.operators.layer import Mixer
@@ -39,10 +37,9 @@ def find_step(mixer: Mixer, norm: RMSNorm, h: Tensor) -> Step | None:
     Raises ValueError where the fused step is forced and cannot serve the layer.
     """
     name = mixer.operator
+    offered = decode_backends(name, mixer.backends, len(h))
     # whoever forces another backend gets the plain step
-    preferred = name in PREFERRED and len(h) <= MOST_ROWS.get(name, len(h))
-    wanted = forced(name) or ("triton" if preferred else "")
-    if name not in STEPS or wanted != "triton":
+    if name not in STEPS or (forced(name) or offered[0]) != "triton":
         return None
     request = Request(name, "decode", h.device.type, h.dtype)
 
@@ -53,7 +50,7 @@ def find_step(mixer: Mixer, norm: RMSNorm, h: Tensor) -> Step | None:
             return "its pre-norm is not a plain one"
         return refuses_step(mixer, backend, request)
 
-    if choose(decode_backends(name, mixer.backends), request, refusal) != "triton":
+    if choose(offered, request, refusal) != "triton":
         return None
     step: Step = _module(name).step
     return step

@@ -41,9 +41,10 @@ PREFERRED = (
 MOST_ROWS = {"mamba": 32}
 
 
-def decode_backends(operator: str, backends: tuple[str, ...]) -> tuple[str, ...]:
-    """The `backends` of an operator's decode step in order of preference, the fused one among
-    them where there is one."""
+def decode_backends(operator: str, backends: tuple[str, ...], rows: int = 1) -> tuple[str, ...]:
+    """The `backends` of an operator's decode step of `rows` rows in order of preference, the
+    fused one among them where there is one."""
     if operator not in STEPS:
         return backends
-    return ("triton", *backends) if operator in PREFERRED else (*backends, "triton")
+    preferred = operator in PREFERRED and rows <= MOST_ROWS.get(operator, rows)
+    return ("triton", *backends) if preferred else (*backends, "triton")

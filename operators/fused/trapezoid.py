@@ -133,9 +133,9 @@ def trapezoid_kernel(
     k_ok, turns = k < K, k < 2 * S
     pair, pair_ok = k ^ 1, (k ^ 1) < K
     tile = state + pid.to(tl.int64) * (P * K) + p[:, None] * K + k[None, :]
-    angles += pid.to(tl.int64) * S + k // 2
-    keys += pid.to(tl.int64) * K + k
-    values += pid.to(tl.int64) * P
+    angles += pid * S + k // 2
+    keys += pid * K + k
+    values += pid * P
     out += pid.to(tl.int64) * P
     kind = out.dtype.element_ty
     wait_if_alone(early, DEPENDENT)

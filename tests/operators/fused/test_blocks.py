@@ -13,6 +13,7 @@ import torch
 
 from archsearch.operators.fused import blocks
 from archsearch.operators.fused.blocks import Blocks
+from archsearch.operators.fused.table import decode_backends
 
 KEPT = sorted(blocks.FOLDER.glob("products_*.json"))
 
@@ -58,3 +59,11 @@ def test_the_rule_gives_whole_blocks(batch: int, dtype: torch.dtype) -> None:
             one = blocks.by_rule(epilogue, batch, rows, width, dtype)
             assert is_whole(one, batch), (epilogue, rows, width)
             assert one.splits == 1 or epilogue in ("residual", "parts")
+
+
+def test_beyond_some_rows_the_plain_step_is_preferred() -> None:
+    plain = ("mamba_ssm", "torch")
+    assert decode_backends("mamba", plain, 32) == ("triton", *plain)
+    assert decode_backends("mamba", plain, 33) == (*plain, "triton")
+    assert decode_backends("mamba2", plain, 500) == ("triton", *plain)
+    assert decode_backends("embedding", plain) == plain

@@ -58,7 +58,8 @@ ODD = {"num_heads": 3, "head_dim": 12, "v_head_dim": 20}
 # a head is several tiles of a program
 WIDE = {"num_heads": 1, "head_dim": 64, "v_head_dim": 72}
 CASES = (
-    Case("ffn", batches=(1, 17)),
+    # 40 rows are more than one block of them
+    Case("ffn", batches=(1, 17, 40)),
     Case("ffn", 72, {"activation": "relu2", "intermediate_size": 100}),
     Case("ffn", 80, {"intermediate_size": 72}, tile=(32, 32, 2)),
     Case("deltanet", 64, {"head_dim": 32}, batches=(1, 17)),
