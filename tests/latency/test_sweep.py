@@ -37,6 +37,7 @@ def test_every_operator_and_phase_is_measured_and_predicts(
 ) -> None:
     # whether it runs is the question here, not for how long
     monkeypatch.setattr(sweep, "MIN_REPEATS", dict.fromkeys(operators.PHASES, 2))
+    monkeypatch.setattr(sweep, "CPU_PASSES", 1)
     layers = tuple(LayerSpec(operator=name) for name in operators.names())
     spec = SPEC.model_copy(update={"layers": layers})
     cases = latency.cases_for_spec(spec, EVERY_PHASE)
