@@ -23,7 +23,6 @@ from archsearch import hardware
 from archsearch import operators
 from archsearch.hardware import Hardware
 from archsearch.model import fused_head
-from archsearch.model.fused_head import refuses_head
 from archsearch.model.head import LMHead
 from archsearch.operators import PHASES
 from archsearch.operators import Phase
@@ -132,7 +131,7 @@ def services(device: str, dtype: torch.dtype) -> Iterator[Service]:
     with torch.device("meta"):
         head = LMHead(WIDTH, WIDTH, norm_eps=1e-6, head_norm=False)
     request = Request(HEAD, "decode", device, dtype)
-    refuses = partial(refuses_head, head)
+    refuses = partial(fused_head.refuses_head, head)
     yield _service(request, backends.explain(fused_head.BACKENDS, request, refuses))
 
 

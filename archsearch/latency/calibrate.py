@@ -14,8 +14,6 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +42,7 @@ from archsearch.latency.missing import Missing
 from archsearch.latency.missing import reasons
 from archsearch.latency.predict import predict
 from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.provenance import now
 from archsearch.latency.sweep import check_alive
 from archsearch.latency.sweep import failure
 from archsearch.latency.whole import Measurement
@@ -178,7 +177,7 @@ def _measure_spec(
     base = origin(spec, device)
     model: WholeModel | None = None
     for shape in shapes:
-        row = {**base, **asdict(shape), "measured": _now(), "error": ""}
+        row = {**base, **asdict(shape), "measured": now(), "error": ""}
         begin_row(folder, row)
         try:
             if model is None:
@@ -190,10 +189,6 @@ def _measure_spec(
         yield row
         if row["error"]:
             check_alive(device, row["error"])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _values(measurement: Measurement) -> Row:

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -28,6 +26,7 @@ from archsearch.latency.measured import recover_begun
 from archsearch.latency.measured import sources_of
 from archsearch.latency.provenance import METHOD
 from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.provenance import now
 from archsearch.latency.question import PARTS
 from archsearch.latency.question import Part
 from archsearch.latency.question import Question
@@ -73,7 +72,7 @@ def measure_all(
         rows: list[Row] = []
         try:
             for part in parts:
-                row = {**base, **question.of(part), "measured": _now(), "error": ""}
+                row = {**base, **question.of(part), "measured": now(), "error": ""}
                 begin_row(folder, row)
                 if on_part:
                     on_part(spec, part)
@@ -88,10 +87,6 @@ def measure_all(
             del model
             if on_spec and rows:
                 on_spec(spec, rows)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archsearch.latency.cases import HEAD
 from archsearch.latency.cases import PARTS
 from archsearch.latency.provenance import METHOD
 from archsearch.latency.provenance import backend_packages
@@ -47,7 +48,8 @@ def origin(spec: ArchSpec, device: str) -> Row:
 
 def sources_of(spec: ArchSpec, ran: Mapping[str, str]) -> dict[str, str]:
     """Hashes of the sources behind a model's speed; `ran` names the backend of each operator."""
-    names = {layer.operator for layer in spec.layers}
+    # the head has a fused step too
+    names = {HEAD, *(layer.operator for layer in spec.layers)}
     return source_hashes({*PARTS, *(source_name(name, ran.get(name, "")) for name in names)})
 
 

@@ -68,7 +68,7 @@ def provenance(device: str) -> dict[str, Any]:
         "git_commit": git_commit(),
         "method": METHOD,
         "method_text": METHOD_TEXT,
-        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured": now(),
     }
 
 
@@ -102,6 +102,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         "method": (old.get("method"), new.get("method")),
     }
     return [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
+
+
+def now() -> str:
+    """The time of a measurement, to the second, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_commit() -> str | None:

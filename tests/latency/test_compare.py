@@ -307,3 +307,11 @@ def fake_rows(spec: ArchSpec, *, step_us: float, batch: int) -> dict[Any, Any]:
         (spec.id, "prefill"): base | {"prefill_us": 5e5},
         (spec.id, "throughput"): base | {"batch": batch, "step_us": 1000.0, "step_bytes": 10**9},
     }
+
+
+def test_a_model_depends_on_the_fused_steps_that_ran_the_head_among_them() -> None:
+    ran = {"attention": "triton", "ffn": "sdpa", "head": "triton"}
+    plain, fused = measured.sources_of(DENSE, {}), measured.sources_of(DENSE, ran)
+    assert set(plain) == {"attention", "embedding", "ffn", "head"}
+    assert set(fused) - set(plain) == {"attention.step", "head.step"}
+    assert all(fused.values())
