@@ -30,6 +30,8 @@ OnProgress = Callable[[int, int, float], None]
 COMPILED = ("fla", "mamba_ssm", "triton")
 # milliseconds per setting that an autotuner tries: a quarter of Triton's own
 TUNING = {"warmup": 5, "rep": 25}
+# what several processes may hold of states at once, in tokens of one layer
+MOST_TOKENS = 2**18
 
 
 def warm(
@@ -66,19 +68,22 @@ def warm(
 def to_compile(cases: Iterable[Case]) -> list[list[Case]]:
     """Per group of cases with compiled kernels: of each phase the smallest with one row, and the
     smallest with more, since kernels are specialised on a size of one; of fused decode steps one
-    of every batch."""
+    of every batch, and every context of few tokens."""
     return [
         [case for _, phase in groupby(group, key=lambda case: case.phase) for case in _few(phase)]
-        for group in in_groups(case for case in cases if _compiles(case.operator))
+        for group in in_groups(case for case in cases if _compiles(case))
     ]
 
 
 def _few(cases: Iterable[Case]) -> list[Case]:
-    found: dict[int, Case] = {}
+    found: dict[tuple[int, int], Case] = {}
     for case in cases:
-        # our own kernels have blocks by batch
-        own = case.phase == "decode" and case.operator in PREFERRED
-        found.setdefault(case.batch if own else min(case.batch, 2), case)
+        # our own kernels have blocks by batch, and attention's split the room of its cache
+        own = _is_fused(case)
+        large = own and case.batch * case.context > MOST_TOKENS
+        batch, context = (case.batch, case.context) if own else (min(case.batch, 2), 0)
+        if not (large and any(known == batch for known, _ in found)):
+            found.setdefault((batch, context), case)
     return list(found.values())
 
 
@@ -98,10 +103,16 @@ def run_group(cases: list[Case], device: str, deadline: float | None) -> bool:
     return True
 
 
-def _compiles(operator: str) -> bool:
-    if operator in PARTS:
+def _compiles(case: Case) -> bool:
+    if _is_fused(case):
+        return True
+    if case.operator in PARTS:
         return False
-    return operator in PREFERRED or not {*COMPILED}.isdisjoint(operators.get(operator).backends)
+    return not {*COMPILED}.isdisjoint(operators.get(case.operator).backends)
+
+
+def _is_fused(case: Case) -> bool:
+    return case.phase == "decode" and case.operator in PREFERRED
 
 
 def _take_turns(lock: Any) -> None:

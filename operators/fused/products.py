@@ -223,7 +223,7 @@ def _launch(
         "several rows are gated and normed by head where they are made"
     )
     if norm is not None:
-        inputs = x = _normed(x, norm, out.dtype if h is None else h.dtype)
+        inputs = x = _normed(x, norm, weights[0].dtype)
     splits = blocks.splits if epilogue in ("residual", "parts") else 1
     parts = None
     if epilogue == "residual" and splits > 1:

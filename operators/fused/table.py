@@ -23,19 +23,7 @@ STEPS = (
 HEAD = "head"
 # those whose step, as it is now, has passed its tests on a GPU and was measured to be faster
 # (sliding-window attention runs the kernels of attention)
-PREFERRED = (
-    "attention",
-    "deltanet",
-    "ffn",
-    "gated_deltanet",
-    "gated_deltaproduct",
-    HEAD,
-    "kda",
-    "mamba",
-    "mamba2",
-    "mamba3",
-    "sliding_window",
-)
+PREFERRED = (*STEPS, HEAD)
 
 # rows of a batch beyond which the plain step was measured to be faster
 MOST_ROWS = {"mamba": 32}

@@ -160,3 +160,12 @@ def test_what_is_compiled_ahead_is_little_and_enough(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(warm, "PREFERRED", ("deltanet",))
     own = [case.batch for case in warm.to_compile(grid.cases())[0] if case.phase == "decode"]
     assert own == [1, 2, 4]
+    # and attention's by the room of its cache, while that is small
+    monkeypatch.setattr(warm, "PREFERRED", ("attention", "head"))
+    monkeypatch.setattr(warm, "MOST_TOKENS", 64)
+    fused = [
+        [(case.batch, case.context) for case in group if case.phase == "decode"]
+        for group in warm.to_compile(grid.cases())
+        if group[0].operator in warm.PREFERRED
+    ]
+    assert fused == [[(1, 16), (1, 32), (2, 16), (2, 32), (4, 16)], [(1, 0), (2, 0), (4, 0)]]
