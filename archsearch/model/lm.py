@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -54,10 +55,17 @@ class HybridLM(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Make the head read the embedding, where the spec says so; again after `to_empty`,
-        which gives every module its own memory."""
+        """Make the head read the embedding, where the spec says so."""
         if self.spec.tie_embeddings:
             self.head.proj.weight = self.embed.weight
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
+        """As torch's; a tied head stays tied, and never has memory of its own."""
+        if self.spec.tie_embeddings:
+            self.head.proj.register_parameter("weight", None)
+        super().to_empty(device=device, recurse=recurse)
+        self.tie()
+        return self
 
     def init_weights(self, seed: int) -> None:
         """Draw all weights from `seed`: matrices as the operators say, embeddings N(0, 0.02),
@@ -254,6 +262,5 @@ def build(
     with torch.device("meta"):
         model = HybridLM(spec, dtype=dtype)
     model.to_empty(device=device)
-    model.tie()
     model.init_weights(seed)
     return model

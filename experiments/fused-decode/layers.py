@@ -23,7 +23,6 @@ from archsearch.latency.shelf import Shelf
 from archsearch.latency.sweep import measure_case
 from archsearch.operators import Shape
 from archsearch.operators import backends
-from archsearch.operators.fused import dispatch
 from archsearch.operators.fused import table
 
 CONTEXT = 1024
@@ -61,12 +60,12 @@ def main() -> None:
 @contextmanager
 def plain() -> Iterator[None]:
     """As if no fused step were preferred."""
-    preferred = dispatch.PREFERRED
-    dispatch.PREFERRED = ()
+    preferred = table.PREFERRED
+    table.PREFERRED = ()
     try:
         yield
     finally:
-        dispatch.PREFERRED = preferred
+        table.PREFERRED = preferred
 
 
 def show(row: dict[str, Any]) -> None:

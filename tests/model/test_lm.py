@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -95,6 +97,21 @@ def test_parameter_count_is_exact() -> None:
         for tied in (True, False):
             spec = spec_of(pattern, tie_embeddings=tied)
             assert build(spec).num_parameters() == count.parameters(spec)
+
+
+def test_a_tied_head_never_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = spec_of(PATTERNS[0], tie_embeddings=True)
+    made: list[torch.Size] = []
+    empty_like = torch.empty_like
+
+    def recorded(tensor: torch.Tensor, **where: Any) -> torch.Tensor:
+        made.append(tensor.shape)
+        return empty_like(tensor, **where)
+
+    monkeypatch.setattr(torch, "empty_like", recorded)
+    model = build(spec)
+    assert model.head.proj.weight is model.embed.weight
+    assert made.count(model.embed.weight.shape) == 1
 
 
 def test_state_bytes_are_exact() -> None:
