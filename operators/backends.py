@@ -159,6 +159,8 @@ def _lacks(backend: str, device: str) -> str:
         return "it needs a CUDA GPU"
     if find_spec(backend) is None:
         return f"{package} is not installed"
+    # what Triton's autotuners find is kept on disk, as its kernels are: read by the import
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     try:
         import_module(backend)
     except Exception as error:

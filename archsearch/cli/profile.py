@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -138,8 +137,6 @@ def _sweep(
     from archsearch.cli.progress import profiling
     from archsearch.latency import profile as sweep
 
-    # what Triton's autotuners find is kept on disk, for this process and those that compile
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     begin = time.monotonic()
     _warm(cases, folder, device, console=console, jobs=jobs, limit_s=limit_s)
     if limit_s is not None:
