@@ -19,6 +19,8 @@ PACKAGE = Path(__file__).parent.parent
 # what a config or a cost says does not change how fast the module runs, and which backend ran
 # is a column of its own
 IRRELEVANT = ("base", "backends", "config", "cost")
+# the backend of fused steps, whose sources are hashed
+COMPILER = "triton"
 # the parts of a model that are no operators: a file, and the functions of it that their rows time
 PARTS = {
     "embedding": ("model.lm", ("step", "_prefill_fresh", "_led")),
@@ -57,9 +59,11 @@ def stale_reasons(rows: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
 
 
 def package_change(backend: str, packages: Mapping[str, Mapping[str, str]]) -> str:
-    """What has changed about the packages behind a backend such as "fla+causal_conv1d"."""
+    """What has changed about the packages behind a backend such as "fla+causal_conv1d". The
+    compiler of our own kernels is none: like torch, it keeps rows from mixing, not from use."""
     for name in backend.split("+"):
-        for package, version in packages.get(name, {}).items():
+        known = {} if name == COMPILER else packages.get(name, {})
+        for package, version in known.items():
             installed = installed_version(package)
             if installed not in ("", version):
                 return f"{package} {version} ({installed} is installed)"

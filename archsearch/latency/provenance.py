@@ -99,9 +99,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         "hardware": (old.get("hardware", {}).get("slug"), new.get("hardware", {}).get("slug")),
         "torch": (old.get("software", {}).get("torch"), new.get("software", {}).get("torch")),
         "cuda": (old.get("software", {}).get("cuda"), new.get("software", {}).get("cuda")),
+        "triton": (_triton(old), _triton(new)),
         "method": (old.get("method"), new.get("method")),
     }
     return [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
+
+
+def _triton(meta: Mapping[str, Any]) -> str | None:
+    version: str | None = meta.get("packages", {}).get("triton", {}).get("triton")
+    return version
 
 
 def now() -> str:

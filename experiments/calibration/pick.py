@@ -1,10 +1,13 @@
 """Write architectures.toml: dense presets, homogeneous models, and hybrids drawn from a seed.
 
     python experiments/calibration/pick.py --profile nvidia-h200
+    python experiments/calibration/pick.py --profile nvidia-h100-80gb-hbm3 --add --seed 1
 
 The hybrids are drawn over all mixers and widths; the first of them get as many layers as one
 batch-1 decode latency takes, by the table's predictions (without --profile by bytes and a guess
-at the overhead of a layer). The notation in the file is what counts: nothing is drawn later.
+at the overhead of a layer). With --add the file keeps what it has, and gets as many hybrids more
+whose latencies by this table are spread evenly around one. The notation in the file is what
+counts: nothing is drawn later.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ NUM_MATCHED, NUM_FREE, NUM_DRAWN = 8, 4, 64
 LAYERS = range(10, 61)
 PARAMETERS = (0.3e9, 3.0e9)
 TOLERANCE = 0.04
+# those that are added lie within this of one latency, by the table, and so near to their places
+SPREAD, NEAR = 0.08, 0.015
 SHAPE = Shape("decode", 1, 1024, "bfloat16")
 # guesses for want of a table: bytes a second, microseconds that a layer takes beyond its bytes
 BANDWIDTH, MIXER_US, FFN_US = 4.5e12, 40.0, 12.0
@@ -106,13 +111,38 @@ def candidates(unit: list[str], width: int, latency: Latency) -> Iterator[tuple[
             yield spec, time
 
 
-def draw_hybrids(rng: Generator, latency: Latency) -> list[ArchSpec]:
-    """Hybrids of one latency first, then some of any."""
+def draw_lengths(
+    rng: Generator, latency: Latency
+) -> tuple[list[list[tuple[ArchSpec, float]]], float]:
+    """Drawn units, each in every length with its latency; and one latency that many of them can
+    have."""
     deck, widths = Deck(rng), [WIDTHS[i] for i in rng.permutation(len(WIDTHS))]
     drawn = [(draw_unit(rng, deck), widths[n % len(widths)]) for n in range(NUM_DRAWN)]
     lengths = [list(candidates(unit, width, latency)) for unit, width in drawn]
     lengths = [timed for timed in lengths if timed]
-    target = float(np.median([timed[len(timed) // 3][1] for timed in lengths]))
+    return lengths, float(np.median([timed[len(timed) // 3][1] for timed in lengths]))
+
+
+def draw_spread(rng: Generator, latency: Latency) -> list[ArchSpec]:
+    """Hybrids whose latencies are spread evenly around one."""
+    lengths, target = draw_lengths(rng, latency)
+    places = list(target * (1 + np.linspace(-SPREAD, SPREAD, NUM_MATCHED)))
+    found: list[tuple[float, ArchSpec]] = []
+    for timed in lengths:
+        if not places:
+            break
+        pairs = [(abs(time / place - 1), place, one) for one, time in timed for place in places]
+        off, place, one = min(pairs, key=lambda pair: pair[0])
+        if off <= NEAR:
+            places.remove(place)
+            found.append((place, one))
+    print(f"{len(found)} hybrids around {target / 1e3:.2f} ms")
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+
+def draw_hybrids(rng: Generator, latency: Latency) -> list[ArchSpec]:
+    """Hybrids of one latency first, then some of any."""
+    lengths, target = draw_lengths(rng, latency)
     matched: list[ArchSpec] = []
     free: list[ArchSpec] = []
     for timed in lengths:
@@ -125,35 +155,50 @@ def draw_hybrids(rng: Generator, latency: Latency) -> list[ArchSpec]:
     return [*matched, *free]
 
 
+def entry(name: str, text: str, spec: ArchSpec, latency: Latency) -> list[str]:
+    size, time = count.parameters(spec) / 1e9, latency(spec)
+    told = "no latency known" if time is None else f"{time / 1e3:.2f} ms"
+    head = ["", f"# {size:.2f} B parameters, {told}"]
+    return [*head, "[[architecture]]", f'name = "{name}"', f'spec = "{text}"']
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", help="latency table that judges the hybrids")
+    parser.add_argument("--add", action="store_true", help="hybrids to those that are there")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "architectures.toml")
     settings = parser.parse_args()
     latency: Latency = guess
+    judge = "a guess from their bytes"
     if settings.profile:
-        latency = by_table(load_table(settings.profile))
-    found = [(name, name, presets.get(name)) for name in PRESETS]
-    found += [(f"only-{n}", text, parse(text)) for n, text in enumerate(HOMOGENEOUS, 1)]
-    hybrids = draw_hybrids(np.random.default_rng(settings.seed), latency)
-    found += [(f"hybrid-{n:02}", spec.notation, spec) for n, spec in enumerate(hybrids, 1)]
-    judge = (
-        f"the table {Path(settings.profile).name}"
-        if settings.profile
-        else "a guess from their bytes"
-    )
-    lines = [
-        "# Whole models that latency tables are held against: `archsearch calibrate`.",
-        f"# The hybrids were drawn by pick.py, seed {settings.seed}; the first {NUM_MATCHED} have"
-        f" one batch-1 decode",
-        f"# latency by {judge}.",
-    ]
-    for name, text, spec in found:
-        size, time = count.parameters(spec) / 1e9, latency(spec)
-        told = "no latency known" if time is None else f"{time / 1e3:.2f} ms"
-        lines += ["", f"# {size:.2f} B parameters, {told}"]
-        lines += ["[[architecture]]", f'name = "{name}"', f'spec = "{text}"']
+        table = load_table(settings.profile)
+        latency, judge = by_table(table), f"the table {table.name}"
+    rng = np.random.default_rng(settings.seed)
+    if settings.add:
+        found = [(one.notation, one) for one in draw_spread(rng, latency)]
+        lines = [
+            settings.out.read_text(encoding="utf-8").rstrip(),
+            "",
+            f"# Drawn with seed {settings.seed}: batch-1 decode latencies within {SPREAD:.0%} of"
+            " one,",
+            f"# spread evenly by {judge}.",
+        ]
+        for number, (text, spec) in enumerate(found, 1):
+            lines += entry(f"near-{number:02}", text, spec, latency)
+    else:
+        lines = [
+            "# Whole models that latency tables are held against: `archsearch calibrate`.",
+            f"# The hybrids were drawn by pick.py, seed {settings.seed}; the first {NUM_MATCHED}"
+            " have one batch-1 decode",
+            f"# latency by {judge}.",
+        ]
+        named = [(name, name, presets.get(name)) for name in PRESETS]
+        named += [(f"only-{n}", text, parse(text)) for n, text in enumerate(HOMOGENEOUS, 1)]
+        hybrids = draw_hybrids(rng, latency)
+        named += [(f"hybrid-{n:02}", one.notation, one) for n, one in enumerate(hybrids, 1)]
+        for name, text, spec in named:
+            lines += entry(name, text, spec, latency)
     settings.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -26,7 +26,11 @@ ONE = (
     (2, 2048, 4),
     (2, 2048, 8),
     (4, 2048, 8),
+    (8, 256, 4),
     (16, 256, 4),
+    (32, 256, 8),
+    (16, 128, 4),
+    (32, 128, 4),
 )
 # (rows, columns, warps, stages) for several
 SEVERAL = (
@@ -47,6 +51,7 @@ SEVERAL = (
 SPLIT = ((32, 128, 4, 4), (64, 128, 4, 3), (128, 128, 8, 3))
 SHARES = (2, 4, 8)
 MOST_SHARED = 200 * 1024
+MOST_TILES = 16
 
 
 def candidates(
@@ -58,8 +63,8 @@ def candidates(
     tried: list[Blocks] = []
     if batch == 1:
         for n, k, warps in ONE:
-            # masked columns are read in vain
-            if k <= widest and (width % k == 0 or k == usual.k):
+            # masked columns are read in vain, and every tile is code of its own
+            if k <= widest <= MOST_TILES * k and (width % k == 0 or k == usual.k):
                 tried.append(Blocks(1, n, k, warps))
     else:
         pairs = 2 if epilogue == "swiglu" else 1

@@ -45,6 +45,7 @@ def table(day: int, *rows: dict[str, Any], name: str = "gpu", **meta: Any) -> Ta
         {
             "hardware": {"slug": "nvidia-h200"},
             "software": {"torch": "2.11", "cuda": "13.0"},
+            "packages": {"triton": {"triton": "3.6.0"}},
             "method": 2,
             "measured": measured,
             "sources": source_hashes(["ffn"]),
@@ -96,6 +97,7 @@ def test_a_session_that_two_tables_share_is_one() -> None:
     [
         ({"hardware": {"slug": "nvidia-h100"}}, "hardware nvidia-h100 -> nvidia-h200"),
         ({"software": {"torch": "2.12", "cuda": "13.0"}}, r"torch 2\.12 -> 2\.11"),
+        ({"packages": {"triton": {"triton": "3.5.1"}}}, r"triton 3\.5\.1 -> 3\.6\.0"),
         ({"method": 1}, "method 1 -> 2"),
         ({"sources": {"ffn": "other"}}, "sources of ffn"),
     ],

@@ -230,6 +230,17 @@ def test_imports_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_fused_rows_of_another_compiler_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "installed_version", lambda name: "3.7.1")
+    folder = tmp_path / "mine"
+    sessions = [{"id": 0, "packages": {"triton": {"triton": "3.6.0"}}}]
+    hashes = {"ffn": "", **sources.source_hashes(["ffn.step"])}
+    save_table(table(row(backend="triton"), sessions=sessions, sources=hashes), folder)
+    assert len(load_table(folder).rows) == 1
+
+
 def test_rows_of_another_package_version_are_stale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
