@@ -19,8 +19,9 @@ PACKAGE = Path(__file__).parent.parent
 # what a config or a cost says does not change how fast the module runs, and which backend ran
 # is a column of its own
 IRRELEVANT = ("base", "backends", "config", "cost")
-# the backend of fused steps, whose sources are hashed
+# the backend of fused steps, whose sources are hashed, and how their products are cut
 COMPILER = "triton"
+TUNED_PRODUCTS = "operators/tuned/products_*.json"
 # the parts of a model that are no operators: a file, and the functions of it that their rows time
 PARTS = {
     "embedding": ("model.lm", ("step", "_prefill_fresh", "_led")),
@@ -91,6 +92,9 @@ def _source_hash(name: str) -> str:
     for module in [start] if functions else sorted(_closure(start)):
         digest.update(module.encode())
         digest.update(_code(_file(module).read_text(encoding="utf-8"), functions).encode())
+    if kind == "step":
+        for path in sorted(PACKAGE.glob(TUNED_PRODUCTS)):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -19,17 +19,17 @@ from archsearch.profiles import cache_root
 from archsearch.timing import CPU_THREADS
 
 # raise it when the way of measuring changes: rows of two methods do not mix in one table
-METHOD = 4
+METHOD = 5
 METHOD_TEXT = (
     "Every row is the time of one layer, pre-norm and residual included. On a CPU (one thread)"
     " a sample is one of several distinct layers (column stack) that take turns, behind layers"
     " of other operators that run untimed, as in a hybrid; samples that lost the core count"
     " not, and of three measurements some seconds apart the quietest is kept. On a GPU"
-    " a sample is a CUDA-graph replay of all of them, more bytes than the L2 holds several times"
-    " over, so often in a row that it takes 2 ms, less what a replay costs once, divided by their"
-    " number; the embedding's row holds that cost instead. Graphs, those of whole models too, end"
-    " in a dependent launch where the GPU has it, with which their kernels follow each other"
-    " faster."
+    " a sample is a CUDA-graph replay of all of them, in decode up to 32 that have 4 GB as a model"
+    " has, otherwise more bytes than the L2 holds several times over, so often in a row that it"
+    " takes 2 ms, less what a replay costs once, divided by their number; the embedding's row"
+    " holds that cost instead. Graphs, those of whole models too, end in a dependent launch where"
+    " the GPU has it, with which their kernels follow each other faster."
     " Decode times the layer step at that context, prefill the forward pass that fills a"
     " state, train forward and backward."
 )

@@ -37,6 +37,9 @@ STACK = {"decode": 6, "prefill": 3, "train": 2}
 # on a GPU at least and at most so many, within that as many as exceed the L2 so many times
 GPU_STACK = {"decode": (2, 32), "prefill": (2, 4), "train": (2, 3)}
 L2_TIMES = 4
+# or, of decode steps, as have the bytes of a model: reads from 2 GB take up to 8 % longer than
+# from 200 MB, which no L2 holds either (experiments/fused-decode)
+DECODE_BYTES = 4 * 10**9
 # what of a GPU's memory layers and their states may take: the rest is for activations
 ROOM = 0.85
 # what runs between them on a CPU: the first mixer that is another operator, and an FFN
@@ -90,13 +93,16 @@ def cost_of(case: Case) -> Cost:
     return operator.cost(operator.configure(case.hidden_size, **settings), case.shape)
 
 
-def stack_size(one_bytes: int, limits: tuple[int, int], l2_bytes: int, memory_bytes: int) -> int:
+def stack_size(
+    one_bytes: int, limits: tuple[int, int], wanted_bytes: int, l2_bytes: int, memory_bytes: int
+) -> int:
     """How many layers that touch `one_bytes` each, states included, are measured on a GPU:
-    enough that none is left in the L2 when its turn comes again. Raises ValueError where they
-    do not fit."""
+    enough to have `wanted_bytes`, so that none is left in a cache when its turn comes again.
+    Raises ValueError where they do not fit."""
     low, high = limits
-    count = min(max(math.ceil(L2_TIMES * l2_bytes / max(one_bytes, 1)), low), high)
-    fit = int(ROOM * memory_bytes / max(one_bytes, 1))
+    one_bytes = max(one_bytes, 1)
+    count = min(max(math.ceil(wanted_bytes / one_bytes), low), high)
+    fit = int(ROOM * memory_bytes / one_bytes)
     # a single one that is larger than the L2 by itself is as good
     if fit < 1 or (fit < low and one_bytes < 2 * l2_bytes):
         raise ValueError(
@@ -164,14 +170,15 @@ def _num_distinct(case: Case, cost: Cost, device: str) -> int:
     if case.operator == EMBEDDING:
         return 1
     found = torch.cuda.get_device_properties(device)
-    one_bytes = cost.bytes
+    one_bytes, wanted_bytes = cost.bytes, L2_TIMES * found.L2_cache_size
     if case.phase == "decode":
         # a state that is read and written is there once
         one_bytes = cost.parameters * case.shape.element_bytes + cost.state_bytes
+        wanted_bytes = max(wanted_bytes, DECODE_BYTES)
     limits = GPU_STACK[case.phase]
     if case.operator in PARTS:
         limits = (1, limits[1])
-    return stack_size(one_bytes, limits, found.L2_cache_size, found.total_memory)
+    return stack_size(one_bytes, limits, wanted_bytes, found.L2_cache_size, found.total_memory)
 
 
 def _decode(layer: Layer, state: State, h: Tensor, position: Tensor, active: Tensor) -> Call:

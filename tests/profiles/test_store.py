@@ -230,6 +230,17 @@ def test_imports_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_how_products_are_cut_is_a_source_of_fused_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step, module = sources.source_hashes(["ffn.step", "ffn"]).values()
+    monkeypatch.setattr(sources, "TUNED_PRODUCTS", "operators/tuned/none_*.json")
+    sources._source_hash.cache_clear()
+    other, same = sources.source_hashes(["ffn.step", "ffn"]).values()
+    sources._source_hash.cache_clear()
+    assert (other != step, same) == (True, module)
+
+
 def test_fused_rows_of_another_compiler_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
