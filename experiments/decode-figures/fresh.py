@@ -21,6 +21,7 @@ import torch
 from archsearch.generate import Session
 from archsearch.model import build
 from archsearch.operators import backends
+from archsearch.operators.common.tuning import autotuners
 from archsearch.space import load
 
 DEVICE = "cuda"
@@ -81,6 +82,18 @@ def measure(name: str, context: int) -> dict[str, Any]:
         # drawing the token, and the host's look at it every few tokens, included
         "ms_per_token": 1e3 * generation.decode_s / NEW_TOKENS,
         "backends": {"decode": dict(decode), "prefill": dict(prefill)},
+        "tuned_s": tuned_s(),
+    }
+
+
+def tuned_s() -> dict[str, float]:
+    """Seconds by kernel that an autotuner timed in this process: it takes memory to do so."""
+    # each is an attribute from its first timing on
+    return {
+        name: tuner.bench_time
+        for package in ("fla", "mamba_ssm")
+        for name, tuner in autotuners(package)
+        if hasattr(tuner, "bench_time")
     }
 
 
