@@ -1,6 +1,6 @@
 """Add to a file of kept settings what Triton's autotuners left on disk.
 
-    python experiments/kernel-tuning/harvest.py CACHE operators/tuned/sm90.json --gpu 'NVIDIA H100 80GB HBM3'
+    python experiments/kernel-tuning/harvest.py CACHE operators/tuned/sm90.json --gpu 'NVIDIA H100'
 
 CACHE is a Triton cache ($TRITON_CACHE_DIR) of that GPU, filled by a sweep, say: it has one
 `*.autotune.json` for every key that no kept setting answered. Kernels that the file does not know,
