@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path("experiments/calibration")
 FIGURE_FILE = "calibration.png"
+SHOWN_MISSING = 8
 WHAT, HOW, REPEAT = "What is measured", "How and where", "Repeating rows of the table instead"
 
 
@@ -192,8 +193,11 @@ def _summarize(plan: Plan, folder: Path) -> None:
     if len(agreement.left_out):
         console.print()
         console.print(_interpolation(agreement))
-    for sentence in agreement.failed:
+    for sentence in agreement.failed[:SHOWN_MISSING]:
         console.print(f"missing: {sentence}", markup=False, soft_wrap=True)
+    more = len(agreement.failed) - SHOWN_MISSING
+    if more > 0:
+        console.print(f"missing: {more} sentences more, in summary.json")
     console.print(_draw(agreement, plan.table, folder), markup=False, soft_wrap=True)
 
 

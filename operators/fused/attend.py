@@ -208,7 +208,7 @@ def attend_kernel(
         tl.store(out + heads * D + d, (result / total).to(kind), mask=head_ok)
     else:
         parts += row.to(tl.int64) * (N * SPLITS * D)
-        sums += row * (N * SPLITS * 2)
+        sums += row.to(tl.int64) * (N * SPLITS * 2)
         mine = heads * SPLITS + split
         lane_ok = lanes < N // G
         tl.store(parts + mine.to(tl.int64) * D + d, result, mask=head_ok)

@@ -18,7 +18,7 @@ import torch
 
 FOLDER = Path(__file__).parent.parent / "tuned"
 # what one program of several rows holds
-MOST_ROWS = 128
+ROWS_HELD = 128
 LEAST_ROWS = 16
 # shares of the columns, and where the kernel that reads a product adds them up
 MOST_SPLITS = 4
@@ -68,7 +68,7 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
         if epilogue == "residual":
             return Blocks(1, 8, columns, 8 if columns == 1024 else 4)
         return Blocks(1, 4, columns, warps=4)
-    m = min(max(LEAST_ROWS, power_of_2(batch)), MOST_ROWS)
+    m = min(max(LEAST_ROWS, power_of_2(batch)), ROWS_HELD)
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
     columns = min(max(16, power_of_2(width)), 128 if m <= 32 else 64)

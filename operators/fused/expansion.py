@@ -30,7 +30,7 @@ from archsearch.operators.layer import State
 
 # sizes that tensor cores multiply at least
 LEAST = 16
-MOST_ROWS = 32
+ROWS_HELD = 32
 # entries of a head's matrix that a program holds
 ENTRIES = 8192
 # columns of several rows' products that are read together, and how many such tiles are on their
@@ -318,7 +318,7 @@ def expand(parts: Tensor, sums: Tensor, *, latents: Latents) -> Tensor:
 
 def _rows(batch: int) -> tuple[int, int]:
     """How many rows a program takes, and how many programs that makes."""
-    rows = 1 if batch == 1 else min(max(power_of_2(batch), LEAST), MOST_ROWS)
+    rows = 1 if batch == 1 else min(max(power_of_2(batch), LEAST), ROWS_HELD)
     return rows, -(-batch // rows)
 
 

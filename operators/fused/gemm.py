@@ -130,7 +130,9 @@ def matrix_kernel(
         if active is not None:
             takes_part = tl.load(active + m).to(tl.int1)
         if EPILOGUE == "residual":
-            other = tl.load(h + m[:, None] * OUT_STRIDE + n[None, :], mask=ok, other=0.0)
+            other = tl.load(
+                h + m[:, None].to(tl.int64) * OUT_STRIDE + n[None, :], mask=ok, other=0.0
+            )
             other = other.to(tl.float32)
         finish(y, up, other, takes_part, out, m, n, ok, column, OUT_STRIDE, EPILOGUE)
 

@@ -96,7 +96,8 @@ def project_parts(x: Tensor, weight: Tensor) -> Tensor:
     if len(x) == 1:
         return project(x, (weight,))[None]
     rows, width = weight.shape
-    splits = blocks_for("parts", len(x), rows, width, weight.dtype).splits
+    with on_device(x):
+        splits = blocks_for("parts", len(x), rows, width, weight.dtype).splits
     out = x.new_empty(splits, len(x), rows, dtype=torch.float32)
     _launch(x, (weight,), out, "parts", None)
     return out
@@ -176,54 +177,81 @@ def _launch(
     active: Tensor | None = None,
     inverse: Tensor | None = None,
 ) -> None:
-    batch, width = x.shape[-2:]
-    inputs = tuple(x) if x.dim() == 3 else x
-    sizes = [len(weight) for weight in weights]
-    blocks = blocks_for(epilogue, batch, sum(sizes), width, weights[0].dtype)
+    given = _Given(tuple(weights), None if biases is None else tuple(biases), h, active, inverse)
+    # the blocks are those of the device where it runs
+    with on_device(x):
+        if x.shape[-2] == 1:
+            _vector(x, out, epilogue, norm, given, gate, opened, convs)
+            return
+        assert gate is None and not isinstance(norm, Centred), (
+            "several rows are gated and normed by head where they are made"
+        )
+        _matrix(x if norm is None else _normed(x, norm, weights[0].dtype), out, epilogue, given)
+        if convs is not None:
+            _convolve(out, convs, active)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a product of one row and of several alike is given beside its input."""
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...] | None
+    h: Tensor | None
+    active: Tensor | None
+    inverse: Tensor | None
+
+    def blocks(self, epilogue: str, batch: int, width: int) -> Blocks:
+        rows = sum(len(weight) for weight in self.weights)
+        return blocks_for(epilogue, batch, rows, width, self.weights[0].dtype)
+
+
+def _vector(
+    x: Tensor,
+    out: Tensor,
+    epilogue: str,
+    norm: Norm | Centred | None,
+    given: _Given,
+    gate: Tensor | None,
+    opened: bool,
+    convs: Convs | None,
+) -> None:
+    """One row."""
+    width = x.shape[-1]
+    blocks = given.blocks(epilogue, 1, width)
     if norm is not None and (norm.width < width or isinstance(norm, Centred)):
         # whole heads at a time
         blocks = replace(blocks, k=max(blocks.k, norm.width))
-    programs, layout = _layout(sizes[:1] if epilogue == "swiglu" else sizes, width, blocks)
-    given = (tuple(weights), None if biases is None else tuple(biases))
-    options: dict[str, Any] = {
-        "K": width,
-        "OUT_STRIDE": out.stride(-2),
-        **layout,
-        "EACH": x.dim() == 3,
-        "EPILOGUE": epilogue,
-        "num_warps": blocks.warps,
-        "num_stages": blocks.stages,
-        **launch_options(),
-    }
-    if batch == 1:
-        centred = norm if isinstance(norm, Centred) else None
-        with on_device(x):
-            vector_kernel[(programs,)](
-                inputs,
-                None if norm is None else norm.weight,
-                None if centred is None else centred.bias,
-                None if centred is None else centred.added,
-                gate,
-                *given,
-                *_conv_tensors(convs),
-                h,
-                active,
-                inverse,
-                out,
-                early(),
-                CONVS=0 if convs is None else len(convs.modules),
-                TAPS=0 if convs is None else convs.modules[0].kernel,
-                OPENED=opened,
-                W=0 if norm is None else norm.width,
-                EPS=0.0 if norm is None else norm.eps,
-                **options,
-            )
-        return
-    assert gate is None and not isinstance(norm, Centred), (
-        "several rows are gated and normed by head where they are made"
+    programs, options = _layout(x, out, epilogue, given.weights, blocks)
+    centred = norm if isinstance(norm, Centred) else None
+    vector_kernel[(programs,)](
+        tuple(x) if x.dim() == 3 else x,
+        None if norm is None else norm.weight,
+        None if centred is None else centred.bias,
+        None if centred is None else centred.added,
+        gate,
+        given.weights,
+        given.biases,
+        *_conv_tensors(convs),
+        given.h,
+        given.active,
+        given.inverse,
+        out,
+        early(),
+        CONVS=0 if convs is None else len(convs.modules),
+        TAPS=0 if convs is None else convs.modules[0].kernel,
+        OPENED=opened,
+        W=0 if norm is None else norm.width,
+        EPS=0.0 if norm is None else norm.eps,
+        **options,
     )
-    if norm is not None:
-        inputs = x = _normed(x, norm, weights[0].dtype)
+
+
+def _matrix(x: Tensor, out: Tensor, epilogue: str, given: _Given) -> None:
+    """Several rows."""
+    batch, width = x.shape[-2:]
+    blocks = given.blocks(epilogue, batch, width)
+    programs, options = _layout(x, out, epilogue, given.weights, blocks)
     splits = blocks.splits if epilogue in ("residual", "parts") else 1
     parts = None
     if epilogue == "residual" and splits > 1:
@@ -231,36 +259,60 @@ def _launch(
     # the last share may be empty
     share = -(-width // (blocks.k * splits)) * blocks.k
     options["EVEN"] = options["EVEN"] and (splits - 1) * share < width
-    with on_device(x):
-        matrix_kernel[(programs, -(-batch // blocks.m), splits)](
-            inputs,
-            *given,
-            h,
-            active,
-            inverse,
-            out if parts is None else parts,
-            early(),
+    matrix_kernel[(programs, -(-batch // blocks.m), splits)](
+        tuple(x) if x.dim() == 3 else x,
+        given.weights,
+        given.biases,
+        given.h,
+        given.active,
+        given.inverse,
+        out if parts is None else parts,
+        early(),
+        batch,
+        X_STRIDE=x.stride(-2),
+        BLOCK_M=blocks.m,
+        SPLITS=splits,
+        **options,
+    )
+    if parts is not None:
+        gather_kernel[(batch, -(-out.shape[1] // GATHERED))](
+            parts,
+            given.h,
+            given.active,
+            out,
             batch,
-            X_STRIDE=x.stride(-2),
-            BLOCK_M=blocks.m,
+            N=out.shape[1],
             SPLITS=splits,
-            **options,
+            BLOCK_N=GATHERED,
+            num_warps=4,
+            **launch_options(),
         )
-        if parts is not None:
-            gather_kernel[(batch, -(-out.shape[1] // GATHERED))](
-                parts,
-                h,
-                active,
-                out,
-                batch,
-                N=out.shape[1],
-                SPLITS=splits,
-                BLOCK_N=GATHERED,
-                num_warps=4,
-                **launch_options(),
-            )
-    if convs is not None:
-        _convolve(out, convs, active)
+
+
+def _layout(
+    x: Tensor, out: Tensor, epilogue: str, weights: Sequence[Tensor], blocks: Blocks
+) -> tuple[int, dict[str, Any]]:
+    """How many programs there are, and what both kernels are told: how the programs are dealt
+    to the matrices, among other things."""
+    width = x.shape[-1]
+    # gate and up are one: a program takes the same rows of both
+    sizes = [len(weight) for weight in (weights[:1] if epilogue == "swiglu" else weights)]
+    ends = list(accumulate(-(-size // blocks.n) for size in sizes))
+    return ends[-1], {
+        "K": width,
+        "OUT_STRIDE": out.stride(-2),
+        "SIZES": tuple(sizes),
+        "STARTS": (0, *ends),
+        "COUNT": len(sizes),
+        "EVEN": width % blocks.k == 0 and all(size % blocks.n == 0 for size in sizes),
+        "BLOCK_N": blocks.n,
+        "BLOCK_K": blocks.k,
+        "EACH": x.dim() == 3,
+        "EPILOGUE": epilogue,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+        **launch_options(),
+    }
 
 
 def _convolve(y: Tensor, convs: Convs, active: Tensor | None) -> None:
@@ -268,56 +320,41 @@ def _convolve(y: Tensor, convs: Convs, active: Tensor | None) -> None:
     sizes = [len(module.weight) for module in convs.modules]
     ends = list(accumulate(-(-size // CONVOLVED) for size in sizes))
     weights, biases, states = _conv_tensors(convs)
-    with on_device(y):
-        conv_kernel[(len(y), ends[-1])](
-            y,
-            weights,
-            biases,
-            states,
-            active,
-            early(),
-            STRIDE=y.stride(0),
-            SIZES=tuple(sizes),
-            STARTS=(0, *ends),
-            COUNT=len(sizes),
-            TAPS=convs.modules[0].kernel,
-            BLOCK_N=CONVOLVED,
-            num_warps=4,
-            **launch_options(),
-        )
+    conv_kernel[(len(y), ends[-1])](
+        y,
+        weights,
+        biases,
+        states,
+        active,
+        early(),
+        STRIDE=y.stride(0),
+        SIZES=tuple(sizes),
+        STARTS=(0, *ends),
+        COUNT=len(sizes),
+        TAPS=convs.modules[0].kernel,
+        BLOCK_N=CONVOLVED,
+        num_warps=4,
+        **launch_options(),
+    )
 
 
 def _normed(x: Tensor, norm: Norm, dtype: torch.dtype) -> Tensor:
     """norm(x[B,K])."""
     out = x.new_empty(x.shape, dtype=dtype)
     block = power_of_2(x.shape[1])
-    with on_device(x):
-        norm_kernel[(len(x),)](
-            x,
-            norm.weight,
-            out,
-            early(),
-            K=x.shape[1],
-            STRIDE=x.stride(0),
-            EPS=norm.eps,
-            BLOCK_K=block,
-            num_warps=min(max(block // 256, 1), 16),
-            **launch_options(),
-        )
+    norm_kernel[(len(x),)](
+        x,
+        norm.weight,
+        out,
+        early(),
+        K=x.shape[1],
+        STRIDE=x.stride(0),
+        EPS=norm.eps,
+        BLOCK_K=block,
+        num_warps=min(max(block // 256, 1), 16),
+        **launch_options(),
+    )
     return out
-
-
-def _layout(sizes: list[int], width: int, blocks: Blocks) -> tuple[int, dict[str, Any]]:
-    """How many programs there are, and how they are dealt to matrices of `sizes` rows."""
-    ends = list(accumulate(-(-size // blocks.n) for size in sizes))
-    return ends[-1], {
-        "SIZES": tuple(sizes),
-        "STARTS": (0, *ends),
-        "COUNT": len(sizes),
-        "EVEN": width % blocks.k == 0 and all(size % blocks.n == 0 for size in sizes),
-        "BLOCK_N": blocks.n,
-        "BLOCK_K": blocks.k,
-    }
 
 
 def _conv_tensors(convs: Convs | None) -> tuple[Any, Any, Any]:

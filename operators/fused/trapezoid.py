@@ -24,6 +24,7 @@ from archsearch.operators.fused.device import on_device
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import silu
 from archsearch.operators.fused.device import softplus
+from archsearch.operators.fused.device import tanh
 from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
 from archsearch.operators.fused.heads import STAGES
@@ -60,14 +61,6 @@ def _normed(value, other, scales, other_scales, K: tl.constexpr, EPS: tl.constex
         rounded(rounded(value * scale, LIKE) * scales, LIKE),
         rounded(rounded(other * scale, LIKE) * other_scales, LIKE),
     )
-
-
-@triton.jit
-def _tanh(x):
-    """tanh in fp32."""
-    small = tl.exp(-2.0 * tl.abs(x))
-    size = (1.0 - small) / (1.0 + small)
-    return tl.where(x < 0, -size, size)
 
 
 @triton.jit
@@ -187,7 +180,7 @@ def trapezoid_kernel(
     all_asked_for(early, DEPENDENT)
     dt, rate, weight = softplus(dt + longer), softplus(rate), tl.sigmoid(weight)
     decay = tl.exp(-tl.maximum(rate, FLOOR) * dt)
-    angle += _tanh(turn) * PI * dt
+    angle += tanh(turn) * PI * dt
     angle -= tl.floor(angle / (2 * PI)) * (2 * PI)
     cos, sin = _cos_sin(angle)
     sin = tl.where(k % 2 == 0, -sin, sin)
