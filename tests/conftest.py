@@ -20,7 +20,12 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(previous)
 
 
+# minutes, when others take seconds: begun last, it would run on alone
+LONGEST = "test_interpreted"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.name != LONGEST)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA GPU")
