@@ -2,8 +2,8 @@
 
     python experiments/fused-decode/regret.py OUT/shapes-*.jsonl
 
-Prints, by rows of the batch and kind of product, what the rule as it is now loses, and which single
-settings would lose the least: by the largest power of two that divides the width. Needs no GPU.
+Prints, by rows of the batch, kind of product and the largest power of two that divides its width,
+what the rule as it is now loses, and which single settings would lose the least. Needs no GPU.
 """
 
 from __future__ import annotations
