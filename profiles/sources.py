@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def _source_hash(name: str) -> str:
         digest.update(_code(_file(module).read_text(encoding="utf-8"), functions).encode())
     if kind == "step":
         for path in sorted(PACKAGE.glob(TUNED_PRODUCTS)):
-            digest.update(path.read_bytes())
+            digest.update(json.dumps(json.loads(path.read_bytes())["blocks"]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -197,7 +197,7 @@ def _summarize(plan: Plan, folder: Path) -> None:
         console.print(f"missing: {sentence}", markup=False, soft_wrap=True)
     more = len(agreement.failed) - SHOWN_MISSING
     if more > 0:
-        console.print(f"missing: {more} sentences more, in summary.json")
+        console.print(f"missing: and more ({more}), in summary.json")
     console.print(_draw(agreement, plan.table, folder), markup=False, soft_wrap=True)
 
 

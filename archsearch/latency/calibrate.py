@@ -42,6 +42,7 @@ from archsearch.latency.missing import Missing
 from archsearch.latency.missing import reasons
 from archsearch.latency.predict import predict
 from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.provenance import method
 from archsearch.latency.provenance import now
 from archsearch.latency.sweep import check_alive
 from archsearch.latency.sweep import failure
@@ -210,12 +211,18 @@ def _values(measurement: Measurement) -> Row:
 
 
 def check_same_device(table: Table, device: str) -> None:
-    """Raise ValueError where the table was measured on other hardware than `device`."""
+    """Raise ValueError where the table was measured on other hardware than `device`, or in
+    another way than now."""
     measured, here = table.meta.get("hardware", {}), measured_hardware(device)
     if measured.get("slug") != here.slug:
         raise ValueError(
             f"the table {table.name!r} was measured on {measured.get('name', 'another device')},"
             f" and this is {here.name}: calibrate a table of this machine"
+        )
+    if table.meta.get("method") != method(device):
+        raise ValueError(
+            f"the table {table.name!r} is of method {table.meta.get('method')}, and this would be"
+            f" measured by method {method(device)}: measure the table again first"
         )
 
 

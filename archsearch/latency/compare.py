@@ -24,8 +24,9 @@ from archsearch.latency.measured import origin
 from archsearch.latency.measured import read_rows
 from archsearch.latency.measured import recover_begun
 from archsearch.latency.measured import sources_of
-from archsearch.latency.provenance import METHOD
+from archsearch.latency.provenance import backend_packages
 from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.provenance import method
 from archsearch.latency.provenance import now
 from archsearch.latency.question import PARTS
 from archsearch.latency.question import Part
@@ -117,6 +118,8 @@ def valid_rows(folder: Path, question: Question, device: str) -> dict[tuple[str,
     """The latest row per model's id and part that answers `question`, measured on this device
     with the present torch, sources and kernel packages."""
     hardware, latest = measured_hardware(device).slug, dict[tuple[str, Part], Row]()
+    packages = backend_packages() if device.startswith("cuda") else {}
+    present = {"method": method(device), "packages": packages}
     for row in read_rows(folder, lambda row: row["part"] in PARTS and row["hardware"]):
         here = row["hardware"] == hardware and row["torch"] == str(torch.__version__)
         asked = question.of(row["part"])
@@ -125,7 +128,7 @@ def valid_rows(folder: Path, question: Question, device: str) -> dict[tuple[str,
         key = row["id"], row["part"]
         # a failure does not undo a measurement
         undone = key in latest and row["error"] and not latest[key]["error"]
-        if is_fresh(row, METHOD) and not undone:
+        if is_fresh(row, present) and not undone:
             latest[key] = row
     return latest
 

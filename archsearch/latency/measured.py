@@ -10,10 +10,11 @@ from typing import Any
 
 from archsearch.latency.cases import HEAD
 from archsearch.latency.cases import PARTS
-from archsearch.latency.provenance import METHOD
 from archsearch.latency.provenance import backend_packages
+from archsearch.latency.provenance import compiler
 from archsearch.latency.provenance import git_commit
 from archsearch.latency.provenance import measured_hardware
+from archsearch.latency.provenance import method
 from archsearch.operators import Shape
 from archsearch.profiles import Table
 from archsearch.profiles import source_hashes
@@ -39,7 +40,7 @@ def origin(spec: ArchSpec, device: str) -> Row:
         "id": spec.id,
         "hardware": measured_hardware(device).slug,
         "torch": str(torch.__version__),
-        "method": METHOD,
+        "method": method(device),
         "git_commit": git_commit(),
         "sources": sources_of(spec, {}),
         "packages": backend_packages() if device.startswith("cuda") else {},
@@ -76,7 +77,7 @@ def valid_rows(folder: Path, table: Table) -> list[Row]:
     for row in read_rows(folder):
         if row["hardware"] != table.meta.get("hardware", {}).get("slug"):
             continue
-        if table.holds_stale or is_fresh(row, table.meta.get("method")):
+        if table.holds_stale or is_fresh(row, table.meta):
             key = row["id"], shape_of(row)
             # a failure does not undo a measurement
             if key not in latest or not row["error"] or latest[key]["error"]:
@@ -84,10 +85,12 @@ def valid_rows(folder: Path, table: Table) -> list[Row]:
     return list(latest.values())
 
 
-def is_fresh(row: Row, method: int | None) -> bool:
-    """Whether it was measured as a table of this method was, and the sources of its operators
-    and the packages behind the backends that ran are what they were."""
-    same = source_hashes(row["sources"]) == row["sources"] and row.get("method") == method
+def is_fresh(row: Row, meta: Mapping[str, Any]) -> bool:
+    """Whether it was measured by the method and compiled by the Triton of this provenance, and
+    the sources of its operators and the packages behind the backends that ran are what they
+    were."""
+    same = row.get("method") == meta.get("method") and compiler(row) == compiler(meta)
+    same = same and source_hashes(row["sources"]) == row["sources"]
     return same and not any(
         package_change(backend, row["packages"]) for backend in row.get("backends", {}).values()
     )

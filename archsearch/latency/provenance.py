@@ -18,8 +18,8 @@ from archsearch.hardware import Hardware
 from archsearch.profiles import cache_root
 from archsearch.timing import CPU_THREADS
 
-# raise it when the way of measuring changes: rows of two methods do not mix in one table
-METHOD = 5
+# raise one when the way of measuring there changes: rows of two methods do not mix in one table
+METHODS = {"cpu": 4, "cuda": 5}
 METHOD_TEXT = (
     "Every row is the time of one layer, pre-norm and residual included. On a CPU (one thread)"
     " a sample is one of several distinct layers (column stack) that take turns, behind layers"
@@ -45,6 +45,11 @@ def default_folder(device: str = "cpu") -> Path:
     return cache_root() / measured_hardware(device).slug
 
 
+def method(device: str) -> int:
+    """The number of the way in which `device` is measured."""
+    return METHODS[device.partition(":")[0]]
+
+
 def provenance(device: str) -> dict[str, Any]:
     """Hardware, software, method and date of measurements made now on `device`."""
     import torch
@@ -66,7 +71,7 @@ def provenance(device: str) -> dict[str, Any]:
         "software": software,
         "packages": backend_packages() if device.startswith("cuda") else {},
         "git_commit": git_commit(),
-        "method": METHOD,
+        "method": method(device),
         "method_text": METHOD_TEXT,
         "measured": now(),
     }
@@ -99,13 +104,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         "hardware": (old.get("hardware", {}).get("slug"), new.get("hardware", {}).get("slug")),
         "torch": (old.get("software", {}).get("torch"), new.get("software", {}).get("torch")),
         "cuda": (old.get("software", {}).get("cuda"), new.get("software", {}).get("cuda")),
-        "triton": (_triton(old), _triton(new)),
+        "triton": (compiler(old), compiler(new)),
         "method": (old.get("method"), new.get("method")),
     }
     return [f"{key} {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
 
 
-def _triton(meta: Mapping[str, Any]) -> str | None:
+def compiler(meta: Mapping[str, Any]) -> str | None:
+    """The version of the Triton that compiled what this provenance is about."""
     version: str | None = meta.get("packages", {}).get("triton", {}).get("triton")
     return version
 

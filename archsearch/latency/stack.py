@@ -38,7 +38,7 @@ STACK = {"decode": 6, "prefill": 3, "train": 2}
 GPU_STACK = {"decode": (2, 32), "prefill": (2, 4), "train": (2, 3)}
 L2_TIMES = 4
 # or, of decode steps, as have the bytes of a model: reads from 2 GB take up to 8 % longer than
-# from 200 MB, which no L2 holds either (experiments/fused-decode)
+# from 200 MB, which no L2 holds either (experiments/distinct-layers)
 DECODE_BYTES = 4 * 10**9
 # what of a GPU's memory layers and their states may take: the rest is for activations
 ROOM = 0.85

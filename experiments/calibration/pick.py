@@ -177,14 +177,16 @@ def main() -> None:
     rng = np.random.default_rng(settings.seed)
     if settings.add:
         found = [(one.notation, one) for one in draw_spread(rng, latency)]
+        content = settings.out.read_text(encoding="utf-8").rstrip()
+        known = content.count('name = "near-')
         lines = [
-            settings.out.read_text(encoding="utf-8").rstrip(),
+            content,
             "",
             f"# Drawn with seed {settings.seed}: batch-1 decode latencies within {SPREAD:.0%} of"
             " one,",
             f"# spread evenly by {judge}.",
         ]
-        for number, (text, spec) in enumerate(found, 1):
+        for number, (text, spec) in enumerate(found, known + 1):
             lines += entry(f"near-{number:02}", text, spec, latency)
     else:
         lines = [

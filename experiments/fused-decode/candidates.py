@@ -51,7 +51,7 @@ SEVERAL = (
 SPLIT = ((32, 128, 4, 4), (64, 128, 4, 3), (128, 128, 8, 3))
 SHARES = (2, 4, 8)
 MOST_SHARED = 200 * 1024
-MOST_TILES = 16
+MOST_TILES = 24
 
 
 def candidates(
@@ -64,7 +64,7 @@ def candidates(
     if batch == 1:
         for n, k, warps in ONE:
             # masked columns are read in vain, and every tile is code of its own
-            if k <= widest <= MOST_TILES * k and (width % k == 0 or k == usual.k):
+            if k <= widest and -(-width // k) <= MOST_TILES and (width % k == 0 or k == usual.k):
                 tried.append(Blocks(1, n, k, warps))
     else:
         pairs = 2 if epilogue == "swiglu" else 1

@@ -34,7 +34,7 @@ from archsearch.operators.fused import blocks
 from archsearch.operators.fused import products
 
 DTYPE = torch.bfloat16
-# in turn: more than the L2 holds several times
+# in turn: more than the L2 holds several times, or of small ones at least twice
 WEIGHT_BYTES = 300e6
 MOST_WEIGHTS = 64
 BUDGET_S = 0.008

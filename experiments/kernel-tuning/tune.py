@@ -80,6 +80,7 @@ def start(name: str, out: Path) -> subprocess.Popen[bytes]:
         "ARCHSEARCH_TUNED": "0",
         "FLA_CACHE_MODE": "disabled",
         "FLA_CACHE_RESULTS": "0",
+        "TRITON_CACHE_AUTOTUNING": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
     with (out / "log" / f"{name}.txt").open("wb") as log:

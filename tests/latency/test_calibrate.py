@@ -30,7 +30,6 @@ from archsearch.latency.calibration import calibration_error
 from archsearch.latency.calibration import write_calibration
 from archsearch.latency.missing import Missing
 from archsearch.latency.missing import reasons
-from archsearch.latency.provenance import METHOD
 from archsearch.latency.repeat import repeat_rows
 from archsearch.latency.repeat import sample_rows
 from archsearch.latency.repeat import write_repeat
@@ -285,7 +284,8 @@ def test_a_reason_is_told_once(plan: Plan) -> None:
     "change",
     [
         {"sources": {"attention": "changed"}},
-        {"method": METHOD - 1},
+        {"method": 0},
+        {"packages": {"triton": {"triton": "0.1"}}},
         {"backends": {"attention": "fla"}, "packages": {"fla": {"numpy": "0.1"}}},
     ],
 )
@@ -296,7 +296,7 @@ def test_models_that_were_measured_otherwise_do_not_count(
     calibrate.measure_all(one, tmp_path, device="cpu", budget_s=0.0)
     (row,) = measured.read_rows(tmp_path)
     other = {"packages": {"fla": {"numpy": "0.1"}}}
-    assert measured.is_fresh(row | other, METHOD), "fla did not run"
+    assert measured.is_fresh(row | other, plan.table.meta), "fla did not run"
     row |= change
     (tmp_path / measured.MEASURED_FILE).write_text(json.dumps(row) + "\n")
     assert not calibrate.compare(one, tmp_path).comparisons
