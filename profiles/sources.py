@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent.parent
 # what a config or a cost says does not change how fast the module runs, and which backend ran
 # is a column of its own
 IRRELEVANT = ("base", "backends", "config", "cost")
-# the backend of fused steps, whose sources are hashed, and how their products are cut
+# the backend of fused steps, which compiles their sources, and how their products are cut
 COMPILER = "triton"
 TUNED_PRODUCTS = "operators/tuned/products_*.json"
 # the parts of a model that are no operators: a file, and the functions of it that their rows time
@@ -41,7 +41,7 @@ def source_hashes(operators: Iterable[str]) -> dict[str, str]:
 def source_name(operator: str, backend: str = "") -> str:
     """What `source_hashes` calls the sources behind an operator's rows by one backend: those of
     the fused decode step are more than the module's."""
-    return f"{operator}.step" if "triton" in backend.split("+") else operator
+    return f"{operator}.step" if COMPILER in backend.split("+") else operator
 
 
 def stale_reasons(rows: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
@@ -64,8 +64,9 @@ def package_change(backend: str, packages: Mapping[str, Mapping[str, str]]) -> s
     """What has changed about the packages behind a backend such as "fla+causal_conv1d". The
     compiler of our own kernels is none: like torch, it keeps rows from mixing, not from use."""
     for name in backend.split("+"):
-        known = {} if name == COMPILER else packages.get(name, {})
-        for package, version in known.items():
+        if name == COMPILER:
+            continue
+        for package, version in packages.get(name, {}).items():
             installed = installed_version(package)
             if installed not in ("", version):
                 return f"{package} {version} ({installed} is installed)"

@@ -178,6 +178,7 @@ def _line(plan: Plan, spec: ArchSpec, rows: Sequence[Row]) -> str:
 
 
 def _summarize(plan: Plan, folder: Path) -> None:
+    from archsearch.latency.calibrate import SUMMARY_FILE
     from archsearch.latency.calibrate import compare
     from archsearch.latency.calibrate import write_agreement
 
@@ -197,7 +198,7 @@ def _summarize(plan: Plan, folder: Path) -> None:
         console.print(f"missing: {sentence}", markup=False, soft_wrap=True)
     more = len(agreement.failed) - SHOWN_MISSING
     if more > 0:
-        console.print(f"missing: and more ({more}), in summary.json")
+        console.print(f"and {more} other reasons, in {SUMMARY_FILE}")
     console.print(_draw(agreement, plan.table, folder), markup=False, soft_wrap=True)
 
 

@@ -118,8 +118,7 @@ def valid_rows(folder: Path, question: Question, device: str) -> dict[tuple[str,
     """The latest row per model's id and part that answers `question`, measured on this device
     with the present torch, sources and kernel packages."""
     hardware, latest = measured_hardware(device).slug, dict[tuple[str, Part], Row]()
-    packages = backend_packages() if device.startswith("cuda") else {}
-    present = {"method": method(device), "packages": packages}
+    present = {"method": method(device), "packages": backend_packages(device)}
     for row in read_rows(folder, lambda row: row["part"] in PARTS and row["hardware"]):
         here = row["hardware"] == hardware and row["torch"] == str(torch.__version__)
         asked = question.of(row["part"])

@@ -43,7 +43,7 @@ def origin(spec: ArchSpec, device: str) -> Row:
         "method": method(device),
         "git_commit": git_commit(),
         "sources": sources_of(spec, {}),
-        "packages": backend_packages() if device.startswith("cuda") else {},
+        "packages": backend_packages(device),
     }
 
 

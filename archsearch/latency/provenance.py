@@ -69,7 +69,7 @@ def provenance(device: str) -> dict[str, Any]:
     return {
         "hardware": measured_hardware(device).to_dict(),
         "software": software,
-        "packages": backend_packages() if device.startswith("cuda") else {},
+        "packages": backend_packages(device),
         "git_commit": git_commit(),
         "method": method(device),
         "method_text": METHOD_TEXT,
@@ -83,11 +83,13 @@ def session(number: int, meta: Mapping[str, Any], ceilings: Mapping[str, float])
     return {"id": number, **{key: meta[key] for key in kept}, "ceilings": dict(ceilings)}
 
 
-def backend_packages() -> dict[str, dict[str, str]]:
+def backend_packages(device: str) -> dict[str, dict[str, str]]:
     """For every backend that a package brings, {package: version} of what is installed; triton,
-    which compiles most of their kernels, stands for itself."""
+    which compiles most of their kernels, stands for itself. A CPU runs none of them."""
     from archsearch.operators.backends import PACKAGES
 
+    if not device.startswith("cuda"):
+        return {}
     found = {}
     for backend, package in {**PACKAGES, "triton": "triton"}.items():
         try:

@@ -176,7 +176,6 @@ def main() -> None:
         latency, judge = by_table(table), f"the table {table.name}"
     rng = np.random.default_rng(settings.seed)
     if settings.add:
-        found = [(one.notation, one) for one in draw_spread(rng, latency)]
         content = settings.out.read_text(encoding="utf-8").rstrip()
         known = content.count('name = "near-')
         lines = [
@@ -186,8 +185,8 @@ def main() -> None:
             " one,",
             f"# spread evenly by {judge}.",
         ]
-        for number, (text, spec) in enumerate(found, known + 1):
-            lines += entry(f"near-{number:02}", text, spec, latency)
+        for number, spec in enumerate(draw_spread(rng, latency), known + 1):
+            lines += entry(f"near-{number:02}", spec.notation, spec, latency)
     else:
         lines = [
             "# Whole models that latency tables are held against: `archsearch calibrate`.",

@@ -11,9 +11,8 @@ Legend: M rows of the batch, N rows of a weight, K columns of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
-from itertools import cycle
 from itertools import product
 
 import torch
@@ -25,6 +24,8 @@ from triton.language.extra.cuda import gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from archsearch import timing
+from archsearch.latency.stack import Call
+from archsearch.latency.stack import all_of
 from archsearch.operators.fused import attend
 from archsearch.operators.fused import blocks
 from archsearch.operators.fused import products
@@ -70,7 +71,7 @@ def time_attention() -> None:
             attend.LEAST_SLOTS, attend.PROCESSORS = 1, 1 << 20
             state = State({"keys": cache[0], "values": cache[1]}, {"cos": table, "sin": table})
             call = partial(attend.attend_step, inputs, state, position, active)
-            us = chain(partial(call, num_heads=HEADS, norms=None), 20)
+            us = mean_us([partial(call, num_heads=HEADS, norms=None)] * 20)
             found.append((us, f"tile {tile}, {shares} shares"))
         show(f"attention, {groups} key/value heads, {slots} slots", found)
 
@@ -82,46 +83,36 @@ def time_products() -> None:
         x = torch.randn(ROWS, k, device="cuda").bfloat16()
         h = torch.randn(ROWS, n, device="cuda").bfloat16()
         active = torch.ones(ROWS, dtype=torch.bool, device="cuda")
-        library = in_turn(partial(F.linear, x), weights)
-        found = [(chain(library, count), "the library")]
+        library = [partial(F.linear, x, weight) for weight in weights]
+        ours = [partial(products.write_back, x, weight, h, active) for weight in weights]
+        found = [(mean_us(library), "the library")]
         for settings in COPIED:
-            found.append((chain(copied(x, weights, *settings), count), f"copied {settings}"))
+            found.append((mean_us(copied(x, weights, *settings)), f"copied {settings}"))
         for settings in OURS:
             rows, columns, warps, stages, shares = settings
             one = blocks.Blocks(ROWS, rows, columns, warps, stages, shares)
             token = blocks.forced.set({"*": one})
-            us = chain(in_turn(partial(write_back, x, h, active), weights), count)
+            us = mean_us(ours)
             blocks.forced.reset(token)
             found.append((us, f"ours {settings}"))
         show(f"{ROWS} rows times {n} x {k}", found)
 
 
-def write_back(
-    x: torch.Tensor, h: torch.Tensor, active: torch.Tensor, weight: torch.Tensor
-) -> object:
-    return products.write_back(x, weight, h, active)
-
-
-def in_turn(
-    fn: Callable[[torch.Tensor], object], weights: list[torch.Tensor]
-) -> Callable[[], object]:
-    """A call of `fn` with the next of the weights."""
-    turn = cycle(weights)
-    return lambda: fn(next(turn))
-
-
 def copied(
     x: torch.Tensor, weights: list[torch.Tensor], rows: int, columns: int, stages: int, warps: int
-) -> Callable[[], object]:
-    """The product with each weight in turn, read by bulk tensor copies."""
+) -> list[Call]:
+    """The product with each weight, read by bulk tensor copies."""
     given = TensorDescriptor.from_tensor(x, [ROWS, columns])
-    turn = cycle([TensorDescriptor.from_tensor(weight, [rows, columns]) for weight in weights])
     n, k = weights[0].shape
     out = x.new_empty(ROWS, n)
     options = {"num_warps": warps, "launch_pdl": True}
-    return lambda: copy_kernel[(n // rows,)](
-        given, next(turn), out, n, k, rows, columns, ROWS, stages, **options
-    )
+
+    def times(weight: TensorDescriptor) -> object:
+        sizes = (n, k, rows, columns, ROWS, stages)
+        return copy_kernel[(n // rows,)](given, weight, out, *sizes, **options)
+
+    read = [TensorDescriptor.from_tensor(weight, [rows, columns]) for weight in weights]
+    return [partial(times, weight) for weight in read]
 
 
 @triton.jit
@@ -147,9 +138,10 @@ def copy_kernel(
     tl.store(out + m[:, None] * N + n[None, :], tl.trans(acc).to(out.dtype.element_ty))
 
 
-def chain(fn: Callable[[], object], count: int) -> float:
-    """Microseconds of a call among `count` in a row."""
-    return timing.measure(fn, device="cuda", budget_s=0.03, min_repeats=10, inner=count).p50_us
+def mean_us(calls: Sequence[Call]) -> float:
+    """Microseconds of a call among these, one after another."""
+    found = timing.measure(all_of(calls), device="cuda", warmup=1, budget_s=0.03, min_repeats=10)
+    return found.per(len(calls)).p50_us
 
 
 def show(title: str, found: list[tuple[float, str]]) -> None:

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable
 from collections.abc import Iterator
 from dataclasses import astuple
-from itertools import cycle
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from archsearch import timing
 from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.plan import GRIDS
 from archsearch.latency.provenance import provenance
+from archsearch.latency.stack import all_of
 from archsearch.operators.common.norm import RMSNorm
 from archsearch.operators.fused import blocks
 from archsearch.operators.fused import products
@@ -94,19 +95,18 @@ def times(one: Product, batch: int) -> Iterator[tuple[blocks.Blocks, float]]:
     weights = [random(one.num_weights, one.rows, one.width) for _ in range(count)]
     call = CALLS[one.epilogue](batch, one)
     asked = (one.epilogue, batch, one.num_weights * one.rows, one.width, DTYPE)
+    calls = all_of([partial(call, weight) for weight in weights])
     for setting in (blocks.by_rule(*asked), *candidates(*asked)):
         token = blocks.forced.set({"*": setting})
         try:
-            yield setting, chain(in_turn(call, weights), count)
+            found = timing.measure(
+                calls, device="cuda", warmup=1, budget_s=BUDGET_S, min_repeats=5
+            )
+            yield setting, found.per(count).p50_us
         except Exception as error:
             print(one, batch, setting, str(error).splitlines()[0][:80], flush=True)
         finally:
             blocks.forced.reset(token)
-
-
-def in_turn(call: Callable[[Tensor], object], weights: list[Tensor]) -> Callable[[], object]:
-    turn = cycle(weights)
-    return lambda: call(next(turn))
 
 
 def random(*size: int) -> Tensor:
@@ -134,12 +134,6 @@ CALLS = {"store": store, "swiglu": swiglu, "residual": residual}
 
 def usual_norm(width: int) -> products.Norm:
     return products.Norm.of(RMSNorm(width, 1e-6).to("cuda", DTYPE))
-
-
-def chain(call: Callable[[], object], count: int) -> float:
-    """Microseconds of a call among `count` in a row."""
-    found = timing.measure(call, device="cuda", budget_s=BUDGET_S, min_repeats=5, inner=count)
-    return found.p50_us
 
 
 if __name__ == "__main__":

@@ -108,6 +108,8 @@ def told(name: str, out: Path) -> str:
 
 def merge(out: Path) -> None:
     """Put what all cases found into OUT/sm<capability>.json."""
+    from harvest import write
+
     kernels: dict[str, dict[str, Any]] = {}
     head: dict[str, Any] = {}
     for file in sorted((out / "raw").glob("*.json")):
@@ -121,10 +123,7 @@ def merge(out: Path) -> None:
         print("nothing was tuned", flush=True)
         return
     target = out / f"sm{head['capability']}.json"
-    lines = ",\n".join(
-        f" {json.dumps(name)}: {json.dumps(kernel)}" for name, kernel in sorted(kernels.items())
-    )
-    target.write_text(f'{{"head": {json.dumps(head)},\n"kernels": {{\n{lines}\n}}}}\n')
+    write(target, {"head": head, "kernels": kernels})
     entries = sum(len(kernel["entries"]) for kernel in kernels.values())
     print(f"{len(kernels)} kernels, {entries} entries in {target}", flush=True)
 

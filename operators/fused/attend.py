@@ -77,13 +77,12 @@ def _turned(
 
 
 @triton.jit
-def _weighed(query, key, value, seen, largest, total, result, SCALE: tl.constexpr):
-    """(largest exponent, sum of weights, weighted sum of values) with one tile more: keys and
-    values [S,D], of which those `seen`[S] count."""
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * (SCALE * LOG2_E)
-    scores = tl.where(seen[None, :], scores, -float("inf"))
+def weighed(scores, value, seen, largest, total, result, SCALE: tl.constexpr):
+    """(largest exponent, sum of weights, weighted sum of values) with one tile more: values [S,D]
+    by the scores [N,S] of their keys, of which those `seen`[S] count."""
+    scores = tl.where(seen[None, :], scores * (SCALE * LOG2_E), -float("inf"))
     higher = tl.maximum(largest, tl.max(scores, 1, keep_dims=True))
-    # a tile of nothing but the new token's slot leaves all at minus infinity
+    # a tile without slots, or with none but the new token's, leaves all at minus infinity
     base = tl.where(higher == -float("inf"), 0.0, higher)
     weights = tl.exp2(scores - base)
     before = tl.exp2(largest - base)
@@ -209,7 +208,8 @@ def attend_kernel(
     total = tl.where(first, 1.0, 0.0) + tl.zeros([BLOCK_N, 1], tl.float32)
     result = tl.where(first, new_value, 0.0) + tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     query = query.to(kind)
-    largest, total, result = _weighed(query, key, value, seen, largest, total, result, SCALE)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    largest, total, result = weighed(scores, value, seen, largest, total, result, SCALE)
     for at in tl.range(begin + BLOCK_S, end, BLOCK_S, num_stages=STAGES):
         index = at + s
         seen = (index < end) & (index != slot)
@@ -217,7 +217,8 @@ def attend_kernel(
         mask = seen[:, None] & (d < D)
         key = tl.load(keys + tile, mask=mask, other=0.0)
         value = tl.load(values + tile, mask=mask, other=0.0)
-        largest, total, result = _weighed(query, key, value, seen, largest, total, result, SCALE)
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+        largest, total, result = weighed(scores, value, seen, largest, total, result, SCALE)
     out += row.to(tl.int64) * (N * D)
     if SPLITS == 1:
         tl.store(out + heads * D + d, (result / total).to(kind), mask=head_ok)

@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from archsearch.operators.fused.attend import LEAST_HEADS
-from archsearch.operators.fused.attend import LOG2_E
 from archsearch.operators.fused.attend import splits_for
+from archsearch.operators.fused.attend import weighed
 from archsearch.operators.fused.blocks import power_of_2
 from archsearch.operators.fused.device import all_asked_for
 from archsearch.operators.fused.device import early
@@ -36,20 +36,10 @@ STAGES = 3
 
 
 @triton.jit
-def _weighed(query, rotary, latent, key, seen, largest, total, result, SCALE: tl.constexpr):
-    """(largest exponent, sum of weights, weighted sum of latents) with one tile more: latents
-    [S,R] and keys [S,P], of which those `seen`[S] count."""
+def _scores(query, rotary, latent, key):
+    """What queries [N,R] and their rotated parts [N,P] give with latents [S,R] and keys [S,P]."""
     scores = tl.dot(query, tl.trans(latent), input_precision="ieee")
-    scores = tl.dot(rotary, tl.trans(key), scores, input_precision="ieee")
-    scores = tl.where(seen[None, :], scores * (SCALE * LOG2_E), -float("inf"))
-    higher = tl.maximum(largest, tl.max(scores, 1, keep_dims=True))
-    # a share without slots leaves all at minus infinity
-    base = tl.where(higher == -float("inf"), 0.0, higher)
-    weights = tl.exp2(scores - base)
-    before = tl.exp2(largest - base)
-    total = total * before + tl.sum(weights, 1, keep_dims=True)
-    result = tl.dot(weights.to(latent.dtype), latent, result * before, input_precision="ieee")
-    return higher, total, result
+    return tl.dot(rotary, tl.trans(key), scores, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["early", "slots", "length"])
@@ -122,18 +112,16 @@ def latent_kernel(
     largest = tl.full([BLOCK_N, 1], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_N, 1], tl.float32)
     result = tl.zeros([BLOCK_N, BLOCK_R], tl.float32)
-    largest, total, result = _weighed(
-        query, rotary, latent, key, seen, largest, total, result, SCALE
-    )
+    scores = _scores(query, rotary, latent, key)
+    largest, total, result = weighed(scores, latent, seen, largest, total, result, SCALE)
     for at in tl.range(begin + BLOCK_S, end, BLOCK_S, num_stages=STAGES):
         index = at + s
         seen = index < end
         tile = cache + index[:, None].to(tl.int64) * (R + P)
         latent = tl.load(tile + r, mask=seen[:, None] & (r < R), other=0.0)
         key = tl.load(tile + R + p, mask=seen[:, None] & (p < P), other=0.0)
-        largest, total, result = _weighed(
-            query, rotary, latent, key, seen, largest, total, result, SCALE
-        )
+        scores = _scores(query, rotary, latent, key)
+        largest, total, result = weighed(scores, latent, seen, largest, total, result, SCALE)
     mine = (row * N + heads) * SPLITS + split
     tl.store(parts + mine.to(tl.int64) * R + r, result, mask=(heads < N) & (r < R))
     tl.store(sums + 2 * mine, largest, mask=heads < N)

@@ -21,8 +21,7 @@ STEPS = (
 )
 # the part of a model beside its layers that has one too
 HEAD = "head"
-# those whose step, as it is now, has passed its tests on a GPU and was measured to be faster
-# (sliding-window attention runs the kernels of attention)
+# those whose step has passed its tests on a GPU and was measured to be faster
 PREFERRED = (*STEPS, HEAD)
 
 # rows of a batch beyond which the plain step was measured to be faster

@@ -154,9 +154,13 @@ def test_what_was_measured_otherwise_does_not_count(tmp_path: Path) -> None:
     compare.measure_all([DENSE], QUESTION, tmp_path, **QUICK)
     assert len(compare.valid_rows(tmp_path, QUESTION, "cpu")) == 3
     row = measured.read_rows(tmp_path, len)[0]
-    triton = {"packages": {"triton": {"triton": "0.1"}}}
-    changes = ({"torch": "1.0"}, {"hardware": "abacus"}, {"sources": {"ffn": "x"}}, {"method": 0})
-    changes = (*changes, triton)
+    changes: tuple[dict[str, Any], ...] = (
+        {"torch": "1.0"},
+        {"hardware": "abacus"},
+        {"sources": {"ffn": "x"}},
+        {"method": 0},
+        {"packages": {"triton": {"triton": "0.1"}}},
+    )
     for change, valid in (({}, 1), *((change, 0) for change in changes)):
         (tmp_path / measured.MEASURED_FILE).write_text(json.dumps(row | change) + "\n")
         assert len(compare.valid_rows(tmp_path, QUESTION, "cpu")) == valid, change
