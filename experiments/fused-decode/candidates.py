@@ -34,22 +34,41 @@ ONE = (
 )
 # (rows, columns, warps, stages) for several
 SEVERAL = (
+    (16, 128, 4, 6),
     (16, 256, 4, 4),
+    (32, 64, 4, 8),
     (32, 128, 4, 4),
     (32, 128, 4, 6),
     (32, 256, 4, 3),
+    (64, 64, 4, 3),
+    (64, 64, 4, 4),
     (64, 64, 4, 5),
     (64, 64, 4, 8),
     (64, 128, 4, 3),
+    (64, 128, 4, 4),
     (64, 128, 4, 5),
     (64, 256, 4, 3),
+    (128, 64, 4, 4),
     (128, 64, 4, 6),
+    (128, 64, 8, 4),
+    (128, 64, 8, 6),
     (128, 128, 4, 3),
     (128, 128, 8, 3),
 )
 # those of them that are tried in shares where they are added up
-SPLIT = ((32, 128, 4, 4), (64, 128, 4, 3), (128, 128, 8, 3))
-SHARES = (2, 4, 8)
+SPLIT = (
+    (32, 128, 4, 4),
+    (64, 64, 4, 4),
+    (64, 64, 4, 8),
+    (64, 128, 4, 3),
+    (64, 128, 4, 5),
+    (128, 64, 4, 4),
+    (128, 64, 8, 6),
+    (128, 128, 8, 3),
+)
+SHARES = (2, 3, 4, 8)
+# rows of the batch that more programs could share
+MANY = 128
 MOST_SHARED = 200 * 1024
 MOST_TILES = 24
 
@@ -68,10 +87,11 @@ def candidates(
                 tried.append(Blocks(1, n, k, warps))
     else:
         pairs = 2 if epilogue == "swiglu" else 1
-        for n, k, warps, stages in SEVERAL:
-            if k > widest or 2 * (pairs * n + usual.m) * k * stages > MOST_SHARED:
-                continue
-            tried.append(Blocks(usual.m, n, k, warps, stages))
-            if epilogue == "residual" and (n, k, warps, stages) in SPLIT:
-                tried += (Blocks(usual.m, n, k, warps, stages, splits) for splits in SHARES)
+        for m in (usual.m, MANY // 2) if usual.m == MANY else (usual.m,):
+            for n, k, warps, stages in SEVERAL:
+                if k > widest or 2 * (pairs * n + m) * k * stages > MOST_SHARED:
+                    continue
+                tried.append(Blocks(m, n, k, warps, stages))
+                if epilogue == "residual" and (n, k, warps, stages) in SPLIT:
+                    tried += (Blocks(m, n, k, warps, stages, splits) for splits in SHARES)
     yield from dict.fromkeys(one for one in tried if one != usual)

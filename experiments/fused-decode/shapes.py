@@ -1,6 +1,6 @@
 """Which blocks suit products of which shapes: each alone, by every setting worth trying.
 
-    python experiments/fused-decode/shapes.py OUT [--batches 1 32 128] [--part 1/2]
+    python experiments/fused-decode/shapes.py OUT [--batches 1 32 128] [--widths 2048] [--part 1/2]
 
 The products are those of a mixer and an FFN at every width of the shipped grid. Writes
 OUT/shapes-*.jsonl, a line per product, with microseconds by setting; what a rule in
@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -58,11 +59,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--batches", nargs="*", type=int, default=(1, 32, 128))
+    parser.add_argument("--widths", nargs="*", type=int, default=GRIDS["shipped"].widths)
     parser.add_argument("--part", default="1/1")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     part, parts = map(int, given.part.split("/"))
-    asked = [(batch, one) for batch in given.batches for one in shapes()]
+    asked = [(batch, one) for batch in given.batches for one in shapes(given.widths)]
     with (given.out / f"shapes-{part}.jsonl").open("w") as file, torch.inference_mode():
         head = {"provenance": provenance("cuda"), "ceilings": measure_ceilings("cuda").to_dict()}
         file.write(json.dumps(head) + "\n")
@@ -73,11 +75,11 @@ def main() -> None:
             file.flush()
 
 
-def shapes() -> list[Product]:
+def shapes(widths: Sequence[int]) -> list[Product]:
     """Of every width: projections of a mixer, what it writes back (of one and of two widths),
     and both products of an FFN."""
     found = []
-    for width in GRIDS["shipped"].widths:
+    for width in widths:
         found += [
             Product("store", 4 * width, width),
             Product("residual", width, width),

@@ -25,6 +25,8 @@ MOST_SPLITS = 4
 MOST_PARTS = 8
 # an H200 has 132 multiprocessors
 PROCESSORS = 132
+# of a width that nothing divides
+MOST_COLUMNS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,7 @@ def key(epilogue: str, batch: int, rows: int, width: int) -> str:
 def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype) -> Blocks:
     """A setting that works everywhere."""
     if batch == 1:
-        columns = next((k for k in (1024, 512) if width % k == 0), min(power_of_2(width), 1024))
-        if epilogue == "residual":
-            return Blocks(1, 8, columns, 8 if columns == 1024 else 4)
-        return Blocks(1, 4, columns, warps=4)
+        return _for_one(epilogue, width)
     m = min(max(LEAST_ROWS, power_of_2(batch)), ROWS_HELD)
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
@@ -80,6 +79,20 @@ def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype
     # tensor cores take 64 rows of weights; fewer leave more programs to share the reading
     few = epilogue == "store" and rows < 64 * PROCESSORS
     return Blocks(m, 32 if few else 64, columns, warps=4, stages=stages, splits=splits)
+
+
+def _for_one(epilogue: str, width: int) -> Blocks:
+    """One row: which tile (rows, columns, warps) suits a width goes by what divides it."""
+    if epilogue == "residual":
+        tiles = {2048: (4, 2048, 8), 1024: (8, 1024, 8), 512: (8, 512, 4), 256: (2, 1024, 4)}
+    else:
+        odd = (8, 256, 4) if epilogue == "swiglu" else (16, 128, 4)
+        tiles = {1024: (4, 1024, 4), 512: (4, 512, 4), 256: odd}
+        # a program of one tile only would have no other on its way
+        tiles = {columns: tile for columns, tile in tiles.items() if columns < width}
+    fitting = (tile for columns, tile in tiles.items() if width % columns == 0)
+    rows, columns, warps = next(fitting, (8, MOST_COLUMNS, 8))
+    return Blocks(1, rows, min(columns, power_of_2(width)), warps)
 
 
 def power_of_2(size: int) -> int:
