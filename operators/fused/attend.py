@@ -22,9 +22,8 @@ from archsearch.operators.fused.device import on_device
 from archsearch.operators.fused.device import rounded
 from archsearch.operators.fused.device import wait
 from archsearch.operators.fused.device import wait_if_alone
-from archsearch.operators.fused.heads import angles
 from archsearch.operators.fused.heads import partner
-from archsearch.operators.fused.heads import turned
+from archsearch.operators.fused.heads import rotated
 from archsearch.operators.layer import State
 
 # rows of a tile that tensor cores multiply at least
@@ -50,30 +49,19 @@ class HeadNorms:
 
 
 @triton.jit
-def _norm_weights(norm, d, D: tl.constexpr):
-    """A norm's weights at d and at the entries that these turn with; anything without a norm."""
-    weight = d.to(tl.float32)
-    other = weight
-    if norm is not None:
-        weight = tl.load(norm + d, mask=d < D, other=0.0).to(tl.float32)
-        other = tl.load(norm + partner(d, D), mask=d < D, other=0.0).to(tl.float32)
-    return weight, other
-
-
-@triton.jit
-def _turned(
-    x, norm, weights, cos_sin, d, ok, D: tl.constexpr, EPS: tl.constexpr, LIKE: tl.constexpr
-):
-    """x[...,D] (pointers to its first entry) normed by these weights, where there is a norm, and
-    rotated."""
+def _turned(x, norm, cos, sin, d, ok, D: tl.constexpr, EPS: tl.constexpr, LIKE: tl.constexpr):
+    """x[...,D] (pointers to its first entry) normed, where there is a norm, and rotated."""
+    pair = partner(d, D)
     value = tl.load(x + d, mask=ok, other=0.0).to(tl.float32)
-    other = tl.load(x + partner(d, D), mask=ok, other=0.0).to(tl.float32)
+    other = tl.load(x + pair, mask=ok, other=0.0).to(tl.float32)
     if norm is not None:
         axis: tl.constexpr = len(value.shape) - 1
         scale = 1.0 / tl.sqrt(tl.sum(value * value, axis, keep_dims=True) / D + EPS)
-        value = rounded(rounded(value * scale, LIKE) * weights[0], LIKE)
-        other = rounded(rounded(other * scale, LIKE) * weights[1], LIKE)
-    return turned(value, other, cos_sin[0], cos_sin[1], d, D, LIKE)
+        weight = tl.load(norm + d, mask=d < D, other=0.0).to(tl.float32)
+        value = rounded(rounded(value * scale, LIKE) * weight, LIKE)
+        weight = tl.load(norm + pair, mask=d < D, other=0.0).to(tl.float32)
+        other = rounded(rounded(other * scale, LIKE) * weight, LIKE)
+    return rotated(value, other, cos, sin, d, D, LIKE)
 
 
 @triton.jit
@@ -180,23 +168,20 @@ def attend_kernel(
     s = tl.arange(0, BLOCK_S)
     cache = (row.to(tl.int64) * slots * G + group) * D
     table = tl.minimum(at, length - 1) * (D // 2)
-    # the first tile, which earlier steps wrote, angles and norms are on their way before the query
+    # the first tile, which earlier steps wrote, is on its way before the query is there
     begin = split * share
     seen = (begin + s < end) & (begin + s != slot)
     tile = cache + (begin + s)[:, None].to(tl.int64) * (G * D) + d
     mask = seen[:, None] & (d < D)
     key = tl.load(keys + tile, mask=mask, other=0.0, cache_modifier=".cg")
     value = tl.load(values + tile, mask=mask, other=0.0, cache_modifier=".cg")
-    cos_sin = angles(cos + table, sin + table, d, D)
-    q_weights = _norm_weights(q_norm, d, D)
-    k_weights = _norm_weights(k_norm, d, D)
     wait(DEPENDENT)
     here = inputs + row.to(tl.int64) * STRIDE
     heads = group * (N // G) + lanes
     head_ok = (lanes < N // G) & (d < D)
-    query = _turned(here + heads * D, q_norm, q_weights, cos_sin, d, head_ok, D, EPS, kind)
+    query = _turned(here + heads * D, q_norm, cos + table, sin + table, d, head_ok, D, EPS, kind)
     new_key = here + (N + group) * D
-    new_key = _turned(new_key, k_norm, k_weights, cos_sin, d, d < D, D, EPS, kind)
+    new_key = _turned(new_key, k_norm, cos + table, sin + table, d, d < D, D, EPS, kind)
     new_value = tl.load(here + (N + G + group) * D + d, mask=d < D, other=0.0).to(tl.float32)
     # this token is the first split's, which writes it to the cache: nobody reads that slot
     first = split == 0

@@ -20,10 +20,9 @@ FOLDER = Path(__file__).parent.parent / "tuned"
 # what one program of several rows holds
 ROWS_HELD = 128
 LEAST_ROWS = 16
-# shares of the columns, and where the kernel that reads a product adds them up
-MOST_SPLITS = 4
-MOST_PARTS = 8
-# an H200 has 132 multiprocessors
+# shares of the columns
+MOST_SPLITS = 8
+# multiprocessors of an H100 or H200
 PROCESSORS = 132
 # of a width that nothing divides
 MOST_COLUMNS = 1024
@@ -64,21 +63,13 @@ def key(epilogue: str, batch: int, rows: int, width: int) -> str:
 
 
 def by_rule(epilogue: str, batch: int, rows: int, width: int, dtype: torch.dtype) -> Blocks:
-    """A setting that works everywhere."""
+    """A setting that works everywhere; `experiments/fused-decode` tells what it loses."""
     if batch == 1:
         return _for_one(epilogue, width)
     m = min(max(LEAST_ROWS, power_of_2(batch)), ROWS_HELD)
     if dtype == torch.float32:
         return Blocks(m, 16, min(max(16, power_of_2(width)), 32), warps=4, stages=2)
-    columns = min(max(16, power_of_2(width)), 128 if m <= 32 else 64)
-    # two programs of 64 rows and their loads fit a multiprocessor
-    stages = 3 if columns == 128 else 4
-    splits, most = 1, {"residual": MOST_SPLITS, "parts": MOST_PARTS}.get(epilogue, 1)
-    while splits < most and rows * splits < 64 * PROCESSORS:
-        splits *= 2
-    # tensor cores take 64 rows of weights; fewer leave more programs to share the reading
-    few = epilogue == "store" and rows < 64 * PROCESSORS
-    return Blocks(m, 32 if few else 64, columns, warps=4, stages=stages, splits=splits)
+    return _for_several(epilogue, m, rows, width)
 
 
 def _for_one(epilogue: str, width: int) -> Blocks:
@@ -93,6 +84,41 @@ def _for_one(epilogue: str, width: int) -> Blocks:
     fitting = (tile for columns, tile in tiles.items() if width % columns == 0)
     rows, columns, warps = next(fitting, (8, MOST_COLUMNS, 8))
     return Blocks(1, rows, min(columns, power_of_2(width)), warps)
+
+
+def _for_several(epilogue: str, m: int, rows: int, width: int) -> Blocks:
+    """m rows at a time: as many programs as run at once, with as many loads under way as fit."""
+    pair = 2 if epilogue == "swiglu" else 1
+    n, k = 64, 128 if m <= 32 else 64
+    programs = -(-rows // (pair * n))
+    shared = epilogue in ("residual", "parts")
+    # where the weights are few, halves of the batch each read them
+    if m == ROWS_HELD and (4 if shared else 2) * programs <= PROCESSORS:
+        m, programs = m // 2, 2 * programs
+    if pair == 2:
+        k, stages = (k, 4 if m <= 32 else 5) if programs <= PROCESSORS else (64, 4)
+    elif programs <= PROCESSORS:
+        stages = 5 if m <= 32 else 8
+    else:
+        # two of them on a multiprocessor, or fewer with more rows of weights
+        n, stages = (n, 3) if m <= 32 else (2 * n, 6)
+    k = min(max(16, power_of_2(width)), k)
+    splits = 1
+    if shared:
+        # two tiles each at least, and none empty
+        splits = max(min(PROCESSORS // programs, width // (2 * k), MOST_SPLITS), 1)
+        tiles = -(-width // k)
+        splits = -(-tiles // -(-tiles // splits))
+    held = 2 * k * (m + pair * n)
+    return Blocks(m, n, k, 4, max(min(stages, _shared_memory() // held - 1), 1), splits)
+
+
+@lru_cache(maxsize=1)
+def _shared_memory() -> int:
+    """Bytes that a program may have; those of a Hopper GPU where there is none to ask."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties().shared_memory_per_block_optin)
+    return 232448
 
 
 def power_of_2(size: int) -> int:
