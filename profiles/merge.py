@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from archsearch.profiles.schema import empty_rows
+from archsearch.profiles.sources import source_name
 from archsearch.profiles.store import Table
 from archsearch.profiles.store import merge
 
@@ -30,7 +31,7 @@ def join(tables: Sequence[Table], differences: Differences) -> Table:
     sessions: list[dict[str, Any]] = []
     for table in ordered:
         _check(table, last, differences)
-        sources |= table.meta["sources"]
+        sources |= _sources(table)
         moved, renumbered = _renumbered(table, sessions)
         sessions += moved
         rows = merge(rows, table.rows.assign(session=table.rows["session"].map(renumbered)))
@@ -40,17 +41,24 @@ def join(tables: Sequence[Table], differences: Differences) -> Table:
 
 def _check(table: Table, last: Table, differences: Differences) -> None:
     apart = differences(table.meta, last.meta)
-    shared = sorted(table.meta["sources"].keys() & last.meta["sources"].keys())
+    ours, theirs = _sources(table), _sources(last)
     apart += [
         f"sources of {name}"
-        for name in shared
-        if table.meta["sources"][name] != last.meta["sources"][name]
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name] != theirs[name]
     ]
     if apart:
         raise ValueError(
             f"{table.path or table.name} cannot be merged with {last.path or last.name}:"
             f" they differ in {', '.join(apart)}"
         )
+
+
+def _sources(table: Table) -> dict[str, str]:
+    """The hashes that the table's rows depend on: without a row by a fused step, none of it."""
+    backends = table.rows[["operator", "backend"]].drop_duplicates()
+    names = {source_name(*pair) for pair in backends.itertuples(index=False, name=None)}
+    return {name: value for name, value in table.meta["sources"].items() if name in names}
 
 
 def _renumbered(

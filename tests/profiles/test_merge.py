@@ -107,6 +107,19 @@ def test_foreign_tables_are_refused(meta: dict[str, Any], difference: str) -> No
         join([table(1, row(1), **meta), table(2, row(2))], differences)
 
 
+def test_sources_that_no_row_was_measured_with_keep_nothing_apart() -> None:
+    kept = source_hashes(["ffn", "ffn.step"])
+    prompts = table(1, row(1, phase="prefill"), sources={**kept, "ffn.step": "another"})
+    steps = table(2, row(1, backend="triton"), sources=kept)
+    joined = join([prompts, steps], differences)
+    assert len(joined.rows) == 2
+    assert joined.meta["sources"] == kept
+    # a failure may be the fused step's
+    failed = table(1, row(2, backend="triton", error="lost"), sources={"ffn.step": "another"})
+    with pytest.raises(ValueError, match=r"sources of ffn\.step"):
+        join([failed, steps], differences)
+
+
 def test_nothing_to_merge() -> None:
     with pytest.raises(ValueError, match="at least one table"):
         join([], differences)
