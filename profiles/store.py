@@ -111,7 +111,8 @@ def read_table(folder: Path) -> tuple[Table, pd.Series[bool]]:
 
 
 def find(name_or_path: str | Path) -> Path:
-    """The folder of a table; raises ValueError that names the tables that exist."""
+    """The folder of a table, whose name may be cut short behind a part ("nvidia-h100") where no
+    other begins like it; raises ValueError that names the tables that exist."""
     text = str(name_or_path)
     path = Path(text)
     if path.name in (ROWS_FILE, META_FILE):
@@ -122,6 +123,9 @@ def find(name_or_path: str | Path) -> Path:
     for info in tables:
         if info.name == text:
             return info.path
+    begin = [info for info in tables if info.name.startswith(f"{text}-")]
+    if len({info.name for info in begin}) == 1:
+        return begin[0].path
     known = sorted({info.name for info in tables})
     hint = suggestion(text, known)
     listed = f"there are {', '.join(known)}" if known else "there is none yet"

@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import torch
+from shapes import Product
 
 from archsearch.operators.fused.blocks import by_rule
 
 Setting = tuple[int, ...]
-Lines = list[dict[str, Any]]
+# of several shapes: the setting by rule, and what every one took
+Times = list[tuple[Setting, dict[Setting, float]]]
 
 SHOWN = 4
 # wider tiles are not tried
@@ -28,40 +30,53 @@ MOST_COLUMNS = 1024
 
 
 def main() -> None:
-    found: dict[tuple[int, str, int], Lines] = defaultdict(list)
-    for path in sys.argv[1:]:
-        for text in Path(path).read_text(encoding="utf-8").splitlines():
-            line = json.loads(text)
-            # the first says where they are from
-            if "us" in line:
-                line["us"] = {tuple(json.loads(key)): us for key, us in line["us"].items()}
-                divisor = min(line["width"] & -line["width"], MOST_COLUMNS)
-                found[line["batch"], line["epilogue"], divisor].append(line)
+    found: dict[tuple[int, str, int], Times] = defaultdict(list)
+    for (batch, one), us in read(sys.argv[1:]).items():
+        divisor = min(one.width & -one.width, MOST_COLUMNS)
+        found[batch, one.epilogue, divisor].append((rule(batch, one), us))
     for (batch, epilogue, divisor), lines in sorted(found.items()):
-        losses = [loss(line, rule(line)) for line in lines]
+        losses = [loss(us, setting) for setting, us in lines if setting in us]
         print(f"{batch} rows, {epilogue}, columns in {divisor}s, {len(lines)} shapes:", end=" ")
-        print(f"the rule loses {mean(losses):.1%}, at worst {max(losses):.1%}")
-        for setting in best(lines)[:SHOWN]:
-            losses = [loss(line, setting) for line in lines]
+        if losses:
+            print(f"the rule loses {mean(losses):.1%}, at worst {max(losses):.1%}", end=" ")
+        print(f"({len(lines) - len(losses)} not tried)" if len(losses) < len(lines) else "")
+        measured = [us for _, us in lines]
+        for setting in best(measured)[:SHOWN]:
+            losses = [loss(us, setting) for us in measured]
             print(f"    {list(setting)} {mean(losses):.1%}, at worst {max(losses):.1%}")
 
 
-def rule(line: dict[str, Any]) -> Setting:
-    """The setting by rule of a line's product."""
-    rows = line["rows"] * (2 if line["epilogue"] == "swiglu" else 1)
-    return astuple(by_rule(line["epilogue"], line["batch"], rows, line["width"], torch.bfloat16))
+def read(paths: Iterable[str]) -> dict[tuple[int, Product], dict[Setting, float]]:
+    """The least microseconds of every setting by rows of the batch and product."""
+    found: dict[tuple[int, Product], dict[Setting, float]] = defaultdict(dict)
+    for path in paths:
+        for text in Path(path).read_text(encoding="utf-8").splitlines():
+            line = json.loads(text)
+            # the first of a run says where it is from
+            if "us" in line:
+                one = Product(line["epilogue"], line["rows"], line["width"])
+                times = found[line["batch"], one]
+                for key, us in line["us"].items():
+                    setting = tuple(json.loads(key))
+                    times[setting] = min(us, times.get(setting, us))
+    return found
 
 
-def loss(line: dict[str, Any], setting: Setting) -> float:
+def rule(batch: int, one: Product) -> Setting:
+    """The setting by rule of a product."""
+    rows = one.num_weights * one.rows
+    return astuple(by_rule(one.epilogue, batch, rows, one.width, torch.bfloat16))
+
+
+def loss(us: dict[Setting, float], setting: Setting) -> float:
     """How much longer than with the best one it takes; infinite where it was not tried."""
-    us: dict[Setting, float] = line["us"]
     return us.get(setting, float("inf")) / min(us.values()) - 1
 
 
-def best(lines: Lines) -> list[Setting]:
+def best(measured: list[dict[Setting, float]]) -> list[Setting]:
     """Settings that were tried with all of these, the best in the mean first."""
-    tried = set.intersection(*(set(line["us"]) for line in lines))
-    return sorted(tried, key=lambda setting: mean([loss(line, setting) for line in lines]))
+    tried = set.intersection(*(set(us) for us in measured))
+    return sorted(tried, key=lambda setting: mean([loss(us, setting) for us in measured]))
 
 
 def mean(values: list[float]) -> float:

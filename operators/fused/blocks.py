@@ -4,6 +4,9 @@ otherwise by rule.
 Legend: B rows of the batch, N rows of the weights, K columns of them.
 """
 
+# torch's stubs do not know of `shared_memory_per_block_optin`
+# mypy: disable-error-code="attr-defined"
+
 from __future__ import annotations
 
 import json

@@ -196,6 +196,18 @@ def test_tables_are_found_by_name(cache: Path, tmp_path: Path) -> None:
         load_table(tmp_path / "nowhere")
 
 
+def test_the_beginning_of_a_name_is_enough_where_it_is_the_only_one(cache: Path) -> None:
+    save_table(table(), cache / "gpu-mine-80gb")
+    assert load_table("gpu-mine").name == "gpu-mine-80gb"
+    save_table(table(), cache / "gpu-mine-96gb")
+    with pytest.raises(ValueError, match="no latency table 'gpu-mine'"):
+        load_table("gpu-mine")
+    with pytest.raises(ValueError, match="no latency table 'gpu-min'"):
+        load_table("gpu-min")
+    save_table(table(), cache / "gpu-mine")
+    assert load_table("gpu-mine").name == "gpu-mine"
+
+
 def test_shipped_tables_are_sound() -> None:
     for info in profiles.list_tables():
         if info.origin == "shipped":

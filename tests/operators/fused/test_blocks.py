@@ -6,6 +6,7 @@ Run: pytest tests/operators/fused/test_blocks.py
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,30 @@ def test_the_rule_gives_whole_blocks(batch: int, dtype: torch.dtype) -> None:
             one = blocks.by_rule(epilogue, batch, rows, width, dtype)
             assert is_whole(one, batch), (epilogue, rows, width)
             assert one.splits == 1 or epilogue in ("residual", "parts")
+
+
+@pytest.mark.parametrize("batch", [8, 32, 64, 128])
+def test_the_rule_fits_a_smaller_gpu(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = 101376  # of an RTX 4090
+    for epilogue in ("store", "swiglu", "residual", "head", "parts"):
+        for rows, width in ((896, 4864), (2048, 6144), (18432, 3072), (131072, 2304)):
+            asked = (epilogue, batch, rows, width, torch.bfloat16)
+            monkeypatch.setattr(blocks, "_shared_memory", lambda: 232448)
+            hopper = blocks.by_rule(*asked)
+            monkeypatch.setattr(blocks, "_shared_memory", lambda: memory)
+            small = blocks.by_rule(*asked)
+            assert small == replace(hopper, stages=small.stages)
+            weights = 2 if epilogue == "swiglu" else 1
+            assert small.stages * 2 * small.k * (small.m + weights * small.n) <= memory
+
+
+@pytest.mark.parametrize("batch", [8, 32, 128])
+def test_no_share_of_the_columns_is_empty(batch: int) -> None:
+    for rows in range(64, 9000, 448):
+        for width in (64, 896, 1792, 2304, 6912, 9216):
+            one = blocks.by_rule("residual", batch, rows, width, torch.bfloat16)
+            tiles = -(-width // one.k)
+            assert (one.splits - 1) * -(-tiles // one.splits) < tiles, (rows, width)
 
 
 def test_beyond_some_rows_the_plain_step_is_preferred() -> None:

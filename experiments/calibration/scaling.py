@@ -1,0 +1,54 @@
+"""How far is an estimate for another GPU from that GPU?
+
+    python experiments/calibration/scaling.py nvidia-h200 nvidia-h100 [--phase prefill]
+
+Scales the first table to the GPU of the second, as `archsearch predict --hardware` does, and holds
+it against the whole models that were measured there. Needs no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from archsearch.latency import predict
+from archsearch.latency import scaled
+from archsearch.latency.calibrate import read_architectures
+from archsearch.operators import Shape
+from archsearch.profiles import load_table
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table")
+    parser.add_argument("other")
+    parser.add_argument("--phase", default="prefill")
+    given = parser.parse_args()
+    other = load_table(given.other, allow_stale=True)
+    gpu = other.meta["hardware"]["name"].removeprefix("NVIDIA ").split()[0]
+    estimate = scaled(load_table(given.table), gpu)
+    specs = {spec.name: spec for spec in read_architectures(FOLDER / "architectures.toml")}
+    errors, inside = [], 0
+    for text in (FOLDER / other.name / "measured.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(text)
+        if row["phase"] != given.phase or row["error"]:
+            continue
+        shape = Shape(row["phase"], row["batch"], row["context"], row["dtype"])
+        found = predict(specs[row["name"]], shape, estimate)
+        errors.append(found.latency_us / row["latency_us_p50"] - 1)
+        inside += found.low_us <= row["latency_us_p50"] <= found.high_us
+    size = np.abs(errors)
+    print(
+        f"{estimate.label}: {len(errors)} measurements of {given.phase};"
+        f" error {np.median(errors):+.1%} in the median, in size {np.median(size):.1%}"
+        f" (p90 {np.quantile(size, 0.9):.1%}); {inside} within the bounds"
+    )
+
+
+if __name__ == "__main__":
+    main()
