@@ -30,7 +30,7 @@ def join(tables: Sequence[Table], differences: Differences) -> Table:
     sources: dict[str, str] = {}
     sessions: list[dict[str, Any]] = []
     for table in ordered:
-        _check(table, last, differences)
+        _check(table, last, differences, sources)
         sources |= _sources(table)
         moved, renumbered = _renumbered(table, sessions)
         sessions += moved
@@ -39,17 +39,20 @@ def join(tables: Sequence[Table], differences: Differences) -> Table:
     return Table(last.name, rows, meta)
 
 
-def _check(table: Table, last: Table, differences: Differences) -> None:
-    apart = differences(table.meta, last.meta)
-    ours, theirs = _sources(table), _sources(last)
-    apart += [
-        f"sources of {name}"
-        for name in sorted(ours.keys() & theirs.keys())
-        if ours[name] != theirs[name]
-    ]
+def _check(table: Table, last: Table, differences: Differences, known: Mapping[str, str]) -> None:
+    """Raise ValueError unless the table fits the last one, and the sources of those before it."""
+    if apart := differences(table.meta, last.meta):
+        what = f"{last.path or last.name}"
+    else:
+        what = "the others"
+        apart = [
+            f"sources of {name}"
+            for name, found in sorted(_sources(table).items())
+            if known.get(name, found) != found
+        ]
     if apart:
         raise ValueError(
-            f"{table.path or table.name} cannot be merged with {last.path or last.name}:"
+            f"{table.path or table.name} cannot be merged with {what}:"
             f" they differ in {', '.join(apart)}"
         )
 

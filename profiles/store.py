@@ -123,9 +123,11 @@ def find(name_or_path: str | Path) -> Path:
     for info in tables:
         if info.name == text:
             return info.path
-    begin = [info for info in tables if info.name.startswith(f"{text}-")]
-    if len({info.name for info in begin}) == 1:
-        return begin[0].path
+    begin = {info.name: info.path for info in reversed(tables) if info.name.startswith(f"{text}-")}
+    if len(begin) == 1:
+        return next(iter(begin.values()))
+    if begin:
+        raise ValueError(f"several latency tables begin with {text!r}: {', '.join(sorted(begin))}")
     known = sorted({info.name for info in tables})
     hint = suggestion(text, known)
     listed = f"there are {', '.join(known)}" if known else "there is none yet"

@@ -38,7 +38,7 @@ def predict(
     profile: Annotated[str, typer.Option(help="Latency table by name or folder.")] = PROFILE,
     hardware: Annotated[
         str | None,
-        typer.Option(help="Estimate for a GPU without a table: A100, H100, L40S, B200, …"),
+        typer.Option(help="Estimate for a GPU without a table: A100, L40S, B200, …"),
     ] = None,
     phase: Annotated[str, typer.Option(help="decode, prefill or train.")] = "decode",
     batch: Annotated[str, typer.Option(help="Rows at once; several: 1,8,32.")] = "1",

@@ -31,12 +31,15 @@ def scaled(table: Table, gpu: str) -> Table:
 
     The median of a row is the estimate; its 10 % and 90 % columns are bounds: the whole time
     scaled by the most and by the least favourable ratio of bandwidth, FLOP rate and launch
-    time, not below the floor of that GPU. `meta["estimate"]` names both GPUs. Raises ValueError
-    for an unknown GPU and for a table of a CPU or of a GPU without known peaks.
+    time, not below the floor of that GPU. `meta["estimate"]` names both GPUs. A table of that
+    very GPU is returned as it is. Raises ValueError for an unknown GPU and for a table of a CPU
+    or of a GPU without known peaks.
     """
     target_name = find_gpu(gpu)
     target = PEAKS[target_name]
     source_name, source = _source(table)
+    if source is target:
+        return table
     rows = table.rows[table.rows["error"] == ""].reset_index(drop=True)
     rows = rows[rows["bytes"].notna() & rows["flops"].notna()].reset_index(drop=True)
     time = rows["latency_us_p50"].to_numpy(np.float64)
@@ -89,7 +92,7 @@ def _source(table: Table) -> tuple[str, Peaks]:
     if found is None:
         raise ValueError(
             f"the table {table.name!r} was measured on {name}, whose peaks are not known;"
-            " an estimate for another GPU needs a table of a known one, such as nvidia-h200"
+            " an estimate for another GPU needs a table of a known one, such as nvidia-h100"
         )
     return name, found
 

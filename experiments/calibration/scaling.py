@@ -3,7 +3,8 @@
     python experiments/calibration/scaling.py nvidia-h200 nvidia-h100 [--phase prefill]
 
 Scales the first table to the GPU of the second, as `archsearch predict --hardware` does, and holds
-it against the whole models that were measured there. Needs no GPU.
+it against the whole models that were measured there; decode says something only where both tables
+are of the same steps (plain or fused). Needs no GPU.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ def main() -> None:
     parser.add_argument("--phase", default="prefill")
     given = parser.parse_args()
     other = load_table(given.other, allow_stale=True)
-    gpu = other.meta["hardware"]["name"].removeprefix("NVIDIA ").split()[0]
-    estimate = scaled(load_table(given.table), gpu)
+    estimate = scaled(load_table(given.table), other.meta["hardware"]["name"])
     specs = {spec.name: spec for spec in read_architectures(FOLDER / "architectures.toml")}
     errors, inside = [], 0
     for text in (FOLDER / other.name / "measured.jsonl").read_text("utf-8").splitlines():
@@ -42,6 +42,8 @@ def main() -> None:
         found = predict(specs[row["name"]], shape, estimate)
         errors.append(found.latency_us / row["latency_us_p50"] - 1)
         inside += found.low_us <= row["latency_us_p50"] <= found.high_us
+    if not errors:
+        raise SystemExit(f"no {given.phase} of whole models was measured on {other.name}")
     size = np.abs(errors)
     print(
         f"{estimate.label}: {len(errors)} measurements of {given.phase};"

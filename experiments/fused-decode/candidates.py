@@ -87,7 +87,7 @@ def candidates(
                 tried.append(Blocks(1, n, k, warps))
     else:
         pairs = 2 if epilogue == "swiglu" else 1
-        for m in (usual.m, MANY // 2) if usual.m == MANY else (usual.m,):
+        for m in (MANY, MANY // 2) if batch > MANY // 2 else (usual.m,):
             for n, k, warps, stages in SEVERAL:
                 if k > widest or 2 * (pairs * n + m) * k * stages > MOST_SHARED:
                     continue

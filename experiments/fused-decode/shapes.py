@@ -1,6 +1,6 @@
 """Which blocks suit products of which shapes: each alone, by every setting worth trying.
 
-    python experiments/fused-decode/shapes.py OUT [--batches 1 32 128] [--widths 2048] [--part 1/2]
+    python experiments/fused-decode/shapes.py OUT [--batches 1 8 32 128] [--widths 2048] [--part 1/2]
 
 The products are those of a mixer and an FFN at every width of the shipped grid. Writes
 OUT/shapes-*.jsonl, a line per product, with microseconds by setting; what a rule in
@@ -58,7 +58,7 @@ class Product(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--batches", nargs="*", type=int, default=(1, 32, 128))
+    parser.add_argument("--batches", nargs="*", type=int, default=(1, 8, 32, 128))
     parser.add_argument("--widths", nargs="*", type=int, default=GRIDS["shipped"].widths)
     parser.add_argument("--part", default="1/1")
     given = parser.parse_args()

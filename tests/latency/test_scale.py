@@ -91,7 +91,7 @@ def test_what_bounds_a_row_may_change_with_the_gpu() -> None:
     assert middle == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("gpu", list(PEAKS))
+@pytest.mark.parametrize("gpu", [gpu for gpu in PEAKS if gpu != "H200"])
 @pytest.mark.parametrize("kernels", [0, 3, 500, None])
 def test_bounds_hold_the_estimate_and_the_floor(gpu: str, kernels: int | None) -> None:
     rows = [
@@ -110,7 +110,8 @@ def test_bounds_hold_the_estimate_and_the_floor(gpu: str, kernels: int | None) -
 
 def test_the_same_gpu_gives_the_measured_times() -> None:
     traffic = row(CASES["f"], 20.0, bytes=24_000_000, kernels=3)
-    assert times(scaled(table(traffic), "H200")) == pytest.approx([20.0] * 3)
+    measured = table(traffic)
+    assert scaled(measured, "H200") is measured
 
 
 def test_uncounted_kernels_are_those_of_alike_rows() -> None:

@@ -114,6 +114,11 @@ def test_sources_that_no_row_was_measured_with_keep_nothing_apart() -> None:
     joined = join([prompts, steps], differences)
     assert len(joined.rows) == 2
     assert joined.meta["sources"] == kept
+    # the newest is not the only one that others must agree with
+    earlier = table(1, row(2, backend="triton"), sources={"ffn.step": "another"})
+    newest = table(3, row(3, phase="prefill"), sources=kept)
+    with pytest.raises(ValueError, match=r"sources of ffn\.step"):
+        join([earlier, steps, newest], differences)
     # a failure may be the fused step's
     failed = table(1, row(2, backend="triton", error="lost"), sources={"ffn.step": "another"})
     with pytest.raises(ValueError, match=r"sources of ffn\.step"):

@@ -200,7 +200,8 @@ def test_the_beginning_of_a_name_is_enough_where_it_is_the_only_one(cache: Path)
     save_table(table(), cache / "gpu-mine-80gb")
     assert load_table("gpu-mine").name == "gpu-mine-80gb"
     save_table(table(), cache / "gpu-mine-96gb")
-    with pytest.raises(ValueError, match="no latency table 'gpu-mine'"):
+    several = "several latency tables begin with 'gpu-mine': gpu-mine-80gb, gpu-mine-96gb"
+    with pytest.raises(ValueError, match=several):
         load_table("gpu-mine")
     with pytest.raises(ValueError, match="no latency table 'gpu-min'"):
         load_table("gpu-min")
