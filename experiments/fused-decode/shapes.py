@@ -1,6 +1,6 @@
 """Which blocks suit products of which shapes: each alone, by every setting worth trying.
 
-    python experiments/fused-decode/shapes.py OUT [--batches 1 8 32 128] [--widths 2048] [--part 1/2]
+    python experiments/fused-decode/shapes.py OUT [--batches 1 8 …] [--widths 2048] [--part 1/2]
 
 The products are those of a mixer and an FFN at every width of the shipped grid. Writes
 OUT/shapes-*.jsonl, a line per product, with microseconds by setting; what a rule in
