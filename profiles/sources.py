@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from functools import lru_cache
@@ -107,25 +106,29 @@ def _closure(start: str) -> set[str]:
         if module in found or module.split(".")[-1] in IRRELEVANT:
             continue
         found.add(module)
-        waiting += _imports(_file(module))
+        imported = _imports(_file(module).read_text(encoding="utf-8"))
+        waiting += [name for name in imported if _file(name).exists()]
     return found
 
 
-def _imports(path: Path) -> list[str]:
-    """Modules of archsearch.operators that a file imports, as paths below the package."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
+# many operators share most of their files
+@lru_cache(maxsize=256)
+def _imports(text: str) -> tuple[str, ...]:
+    """What a source imports from archsearch.operators, as paths below the package: modules, and
+    names that might be."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.ImportFrom) or not node.module:
             continue
         if not node.module.startswith("archsearch.operators"):
             continue
         module = node.module.removeprefix("archsearch.")
-        inner = [f"{module}.{alias.name}" for alias in node.names]
-        found += [name for name in (module, *inner) if _file(name).exists()]
-    return found
+        found += [module, *(f"{module}.{alias.name}" for alias in node.names)]
+    return tuple(found)
 
 
-def _code(text: str, functions: Collection[str] = ()) -> str:
+@lru_cache(maxsize=256)
+def _code(text: str, functions: tuple[str, ...] = ()) -> str:
     """A source, or these functions of it, without what cannot change its speed: docstrings,
     comment lines, empty lines."""
     skipped: set[int] = set()

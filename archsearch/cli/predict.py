@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PROFILE = "nvidia-h100-80gb-hbm3"
 # the table's decode rows, where it has none of the fused step
 PLAIN_STEPS = "plain ones; the fused, which a GPU runs today, are faster"
+BETWEEN = "between measured batches"
 RANGE_COLUMN = 3
 NONE = "–"
 WHAT = {"decode": "decode step", "prefill": "prefill", "train": "training step"}
@@ -119,10 +120,16 @@ def _without_fused(spec: ArchSpec, shape: Shape, table: Table) -> list[str]:
 def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
     from archsearch.latency import predict as predict_one
     from archsearch.latency.calibration import calibration_error
+    from archsearch.latency.holdout import between_batches
     from archsearch.space import count
 
     found = predict_one(spec, shape, table)
-    error, memory = calibration_error(table, shape), count.memory(spec, shape)
+    memory = count.memory(spec, shape)
+    measured = (table.rows["phase"] == shape.phase) & (table.rows["batch"] == shape.batch)
+    interpolated = not measured.any()
+    error = None if interpolated else calibration_error(table, shape)
+    measured_here = "estimate" not in table.meta
+    between = between_batches(table, shape.phase) if interpolated and measured_here else None
     available = _memory_of(table)
     energy = found.energy_j
     return {
@@ -131,6 +138,8 @@ def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
         "high_us": found.high_us,
         "floor_us": found.floor_us,
         "calibration": None if error is None else asdict(error),
+        "interpolated": interpolated,
+        "interpolation": None if between is None else asdict(between),
         "tokens_per_s": 1e6 * shape.tokens / found.latency_us,
         "energy_per_token_j": None if energy is None else energy / shape.tokens,
         "memory_bytes": {**asdict(memory), "total": memory.total},
@@ -222,9 +231,12 @@ def _facts(explained: dict[str, Any], answer: dict[str, Any]) -> list[tuple[str,
 def _uncertainty(explained: dict[str, Any], answer: dict[str, Any]) -> str:
     if explained["estimate"]:
         return "not known: an estimate for hardware that was not measured"
-    error = answer["calibration"]
+    error, between = answer["calibration"], answer["interpolation"]
+    if between is not None:
+        left_out = f"median {between['median']:.1%}, p90 {between['p90']:.1%}"
+        return f"not calibrated {BETWEEN}; rows that are left out: {left_out}"
     if error is None:
-        return "not calibrated"
+        return f"not calibrated {BETWEEN}" if answer["interpolated"] else "not calibrated"
     return (
         f"median {error['median']:.1%}, p90 {error['p90']:.1%}"
         f" on {error['count']} measurements of whole models"
@@ -236,6 +248,7 @@ def _cells(answer: dict[str, Any]) -> list[str]:
     if answer["error"]:
         return [*at, *[NONE] * 6]
     error, joules = answer["calibration"], answer["energy_per_token_j"]
+    between = answer["interpolation"]
     return [
         *at,
         time(answer["latency_us"]),
@@ -243,8 +256,14 @@ def _cells(answer: dict[str, Any]) -> list[str]:
         f"{answer['tokens_per_s']:,.0f}",
         terminal.size(answer["memory_bytes"]["total"]) + ("" if answer["fits"] else " !"),
         NONE if joules is None else f"{joules:.3g}",
-        NONE if error is None else f"± {error['median']:.1%}",
+        _error_cell(error, between),
     ]
+
+
+def _error_cell(error: dict[str, Any] | None, between: dict[str, Any] | None) -> str:
+    if between is not None:
+        return f"(± {between['median']:.1%})"
+    return NONE if error is None else f"± {error['median']:.1%}"
 
 
 def _by_operator(answer: dict[str, Any]) -> RichTable:
@@ -280,7 +299,9 @@ def _print_warnings(explained: dict[str, Any]) -> None:
         )
     if len(answers) > 1 and explained["without_fused"]:
         lines.append(f"steps: {PLAIN_STEPS}")
-    if len(answers) > 1 and not any(answer.get("calibration") for answer in answers):
+    if len(answers) > 1 and any(answer.get("interpolation") for answer in answers):
+        lines.append(f"(±) {BETWEEN}: the median error of rows that are left out")
+    elif len(answers) > 1 and not any(answer.get("calibration") for answer in answers):
         lines.append("estimates, not measured" if explained["estimate"] else "not calibrated")
     if explained["phase"] == "train":
         lines.append(

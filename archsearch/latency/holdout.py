@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from archsearch.latency.calibration import CalibrationError
 from archsearch.latency.lookup import index_of
+from archsearch.operators import Phase
 from archsearch.profiles import Table
 
 COLUMNS = (
@@ -27,6 +29,16 @@ def leave_one_out(table: Table) -> pd.DataFrame:
     rows = pd.DataFrame(found, columns=list(COLUMNS[:-1]))
     rows["error"] = rows["predicted_us"].astype(float) / rows["measured_us"].astype(float) - 1
     return rows
+
+
+def between_batches(table: Table, phase: Phase) -> CalibrationError | None:
+    """How far a phase's rows are from what their neighbours along the batch say, which lie twice
+    as far apart as those that a prediction has; None where no row has two."""
+    found = leave_one_out(table)
+    size = found["error"][(found["phase"] == phase) & (found["axis"] == "batch")].abs()
+    if size.empty:
+        return None
+    return CalibrationError(float(size.median()), float(size.quantile(0.9)), len(size))
 
 
 def summarise(left_out: pd.DataFrame) -> pd.DataFrame:

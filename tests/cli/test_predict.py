@@ -13,6 +13,7 @@ import pytest
 from archsearch.cli.main import call
 from archsearch.hardware import PEAKS
 from archsearch.latency import cases_for_spec
+from archsearch.latency import holdout
 from archsearch.latency import predict
 from archsearch.latency.calibration import CALIBRATION_FILE
 from archsearch.latency.calibration import CalibrationError
@@ -170,9 +171,26 @@ def test_calibration_is_the_uncertainty(command: Command, folder: Path) -> None:
         assert answer["calibration"] == asdict(error)
         assert "median 2.1%, p90 4.8% on 36 measurements" in command.text()
         assert "± 2.1%" in command.text("--context", "1024,8192")
-        assert "not calibrated" in command.text("--batch", "8"), "batch 1 says nothing of it"
+        # two measured batches: no row lies between others
+        assert "not calibrated between measured batches " in command.text("--batch", "8")
     finally:
         (folder / CALIBRATION_FILE).unlink()
+
+
+def test_between_measured_batches_rows_that_are_left_out_tell_the_error(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_out = CalibrationError(median=0.031, p90=0.08, count=5)
+    monkeypatch.setattr(holdout, "between_batches", lambda table, phase: left_out)
+    (answer,) = command.json("--batch", "8")["predictions"]
+    assert (answer["calibration"], answer["interpolation"]) == (None, asdict(left_out))
+    text = " ".join(command.text("--batch", "8").split())
+    assert "not calibrated between measured batches; rows that are left out: median 3.1%" in text
+    text = command.text("--batch", "1,8")
+    assert "(± 3.1%)" in text
+    assert "(±) between measured batches: the median error of rows" in text
+    (answer,) = command.json("--batch", "32")["predictions"]
+    assert answer["interpolation"] is None, "it was measured"
 
 
 def test_an_estimate_says_so_and_carries_bounds(command: Command) -> None:

@@ -22,6 +22,7 @@ from archsearch.latency import predict_many
 from archsearch.latency import predict_patterns
 from archsearch.latency.cases import PARTS
 from archsearch.latency.cases import part_cost
+from archsearch.latency.holdout import between_batches
 from archsearch.latency.holdout import summarise
 from archsearch.latency.lookup import LatencyIndex
 from archsearch.latency.lookup import without_fused
@@ -199,6 +200,12 @@ def test_leave_one_out_is_exact_where_time_follows_work(grid: Table) -> None:
     assert len(inner) == 2 * 4 + 2 * 4
     assert inner["error"].abs().max() < 1e-9
     assert list(leave_one_out(table([])).columns) == list(found.columns)
+    # two inner of four batches: of decode, whatever the operator and the context
+    across = between_batches(grid, "decode")
+    assert across is not None
+    assert across.count == ((found["phase"] == "decode") & (found["axis"] == "batch")).sum()
+    assert across.median <= across.p90 < 1e-9
+    assert between_batches(table([]), "decode") is None
 
 
 def test_leave_one_out_tells_how_far_a_realistic_table_is() -> None:
