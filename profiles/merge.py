@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from archsearch.profiles.schema import empty_rows
@@ -29,8 +30,9 @@ def join(tables: Sequence[Table], differences: Differences) -> Table:
     last, rows = ordered[-1], empty_rows()
     sources: dict[str, str] = {}
     sessions: list[dict[str, Any]] = []
+    for old, new in combinations(ordered, 2):
+        _check(old, new, differences)
     for table in ordered:
-        _check(table, last, differences, sources)
         sources |= _sources(table)
         moved, renumbered = _renumbered(table, sessions)
         sessions += moved
@@ -39,20 +41,17 @@ def join(tables: Sequence[Table], differences: Differences) -> Table:
     return Table(last.name, rows, meta)
 
 
-def _check(table: Table, last: Table, differences: Differences, known: Mapping[str, str]) -> None:
-    """Raise ValueError unless the table fits the last one, and the sources of those before it."""
-    if apart := differences(table.meta, last.meta):
-        what = f"{last.path or last.name}"
-    else:
-        what = "the others"
-        apart = [
-            f"sources of {name}"
-            for name, found in sorted(_sources(table).items())
-            if known.get(name, found) != found
-        ]
+def _check(old: Table, new: Table, differences: Differences) -> None:
+    before, after = _sources(old), _sources(new)
+    apart = differences(old.meta, new.meta)
+    apart += [
+        f"sources of {name}"
+        for name in sorted(before.keys() & after.keys())
+        if before[name] != after[name]
+    ]
     if apart:
         raise ValueError(
-            f"{table.path or table.name} cannot be merged with {what}:"
+            f"{old.path or old.name} cannot be merged with {new.path or new.name}:"
             f" they differ in {', '.join(apart)}"
         )
 

@@ -119,16 +119,14 @@ def find(name_or_path: str | Path) -> Path:
         path = path.parent
     if (path / META_FILE).exists() or (path / ROWS_FILE).exists():
         return path
-    tables = list_tables()
-    for info in tables:
-        if info.name == text:
-            return info.path
-    begin = {info.name: info.path for info in reversed(tables) if info.name.startswith(f"{text}-")}
+    # one measured here wins over a shipped one
+    found = {info.name: info.path for info in reversed(list_tables())}
+    known = sorted(found)
+    begin = [text] if text in found else [name for name in known if name.startswith(f"{text}-")]
     if len(begin) == 1:
-        return next(iter(begin.values()))
+        return found[begin[0]]
     if begin:
-        raise ValueError(f"several latency tables begin with {text!r}: {', '.join(sorted(begin))}")
-    known = sorted({info.name for info in tables})
+        raise ValueError(f"several latency tables begin with {text!r}: {', '.join(begin)}")
     hint = suggestion(text, known)
     listed = f"there are {', '.join(known)}" if known else "there is none yet"
     raise ValueError(

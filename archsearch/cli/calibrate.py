@@ -235,11 +235,13 @@ def _orders(agreement: Agreement) -> Any:
 
 def _interpolation(agreement: Agreement) -> Any:
     """Over all operators: the table of each stands in the folder."""
+    from archsearch.latency.holdout import summarise
+
     table = terminal.plain_table("rows told by their neighbours", "n", "median", "p90")
-    sizes = agreement.left_out.assign(error=agreement.left_out["error"].abs())
-    for (phase, axis), errors in sizes.groupby(["phase", "axis"])["error"]:
-        cells = (f"{errors.median():.1%}", f"{errors.quantile(0.9):.1%}")
-        table.add_row(f"{phase}, along the {axis}", str(len(errors)), *cells)
+    summary = summarise(agreement.left_out, ("phase", "axis")).sort_values(["phase", "axis"])
+    for one in summary.itertuples():
+        cells = (str(one.count), f"{one.median:.1%}", f"{one.p90:.1%}")
+        table.add_row(f"{one.phase}, along the {one.axis}", *cells)
     return table
 
 

@@ -18,6 +18,7 @@ from archsearch.cli import values
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+    from archsearch.latency.calibration import CalibrationError
     from archsearch.operators import Shape
     from archsearch.profiles import Table
     from archsearch.space import ArchSpec
@@ -87,12 +88,15 @@ def explain(spec: ArchSpec, shapes: list[Shape], table: Table) -> dict[str, Any]
     """Everything that `predict` says, as plain values. A shape that the table does not reach
     has an `error` among others; raises ValueError where it reaches none."""
     found = []
+    between = _between(shapes, table)
     for shape in shapes:
         at = {"batch": shape.batch, "context": shape.context}
         try:
-            found.append({**at, "error": "", **_answer(spec, shape, table)})
+            answer = _answer(spec, shape, table)
         except ValueError as error:
             found.append({**at, "error": str(error)})
+        else:
+            found.append({**at, "error": "", **answer, **_known_error(shape, table, between)})
     if all(answer["error"] for answer in found):
         raise ValueError(found[0]["error"])
     return {
@@ -119,17 +123,10 @@ def _without_fused(spec: ArchSpec, shape: Shape, table: Table) -> list[str]:
 
 def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
     from archsearch.latency import predict as predict_one
-    from archsearch.latency.calibration import calibration_error
-    from archsearch.latency.holdout import between_batches
     from archsearch.space import count
 
     found = predict_one(spec, shape, table)
     memory = count.memory(spec, shape)
-    measured = (table.rows["phase"] == shape.phase) & (table.rows["batch"] == shape.batch)
-    interpolated = not measured.any()
-    error = None if interpolated else calibration_error(table, shape)
-    measured_here = "estimate" not in table.meta
-    between = between_batches(table, shape.phase) if interpolated and measured_here else None
     available = _memory_of(table)
     energy = found.energy_j
     return {
@@ -137,9 +134,6 @@ def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
         "low_us": found.low_us,
         "high_us": found.high_us,
         "floor_us": found.floor_us,
-        "calibration": None if error is None else asdict(error),
-        "interpolated": interpolated,
-        "interpolation": None if between is None else asdict(between),
         "tokens_per_s": 1e6 * shape.tokens / found.latency_us,
         "energy_per_token_j": None if energy is None else energy / shape.tokens,
         "memory_bytes": {**asdict(memory), "total": memory.total},
@@ -150,6 +144,35 @@ def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
             for part in found.by_operator
         ],
     }
+
+
+def _between(shapes: list[Shape], table: Table) -> CalibrationError | None:
+    """What is known of predictions between measured batches, where one of these lies there."""
+    from archsearch.latency.holdout import between_batches
+
+    if table.meta.get("estimate") or all(_is_measured(shape, table) for shape in shapes):
+        return None
+    return between_batches(table, shapes[0].phase)
+
+
+def _known_error(shape: Shape, table: Table, between: CalibrationError | None) -> dict[str, Any]:
+    """The error of whole models at such shapes, or `between` where the batch was not measured."""
+    from archsearch.latency.calibration import calibration_error
+
+    measured = _is_measured(shape, table)
+    error = calibration_error(table, shape) if measured else None
+    if measured:
+        between = None
+    return {
+        "calibration": None if error is None else asdict(error),
+        "interpolated": not measured,
+        "interpolation": None if between is None else asdict(between),
+    }
+
+
+def _is_measured(shape: Shape, table: Table) -> bool:
+    same = (table.rows["phase"] == shape.phase) & (table.rows["batch"] == shape.batch)
+    return bool(same.any())
 
 
 def _only_dtype(table: Table) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from archsearch.latency.calibration import CalibrationError
@@ -34,17 +36,21 @@ def leave_one_out(table: Table) -> pd.DataFrame:
 def between_batches(table: Table, phase: Phase) -> CalibrationError | None:
     """How far a phase's rows are from what their neighbours along the batch say, which lie twice
     as far apart as those that a prediction has; None where no row has two."""
-    found = leave_one_out(table)
-    size = found["error"][(found["phase"] == phase) & (found["axis"] == "batch")].abs()
-    if size.empty:
+    summary = summarise(leave_one_out(table), ("phase", "axis"))
+    found = summary[(summary["phase"] == phase) & (summary["axis"] == "batch")]
+    if found.empty:
         return None
-    return CalibrationError(float(size.median()), float(size.quantile(0.9)), len(size))
+    median, p90, count = found[["median", "p90", "count"]].iloc[0]
+    return CalibrationError(float(median), float(p90), int(count))
 
 
-def summarise(left_out: pd.DataFrame) -> pd.DataFrame:
-    """Absolute relative error by operator, phase and axis: count, median, p90 and the worst."""
+def summarise(
+    left_out: pd.DataFrame, by: Sequence[str] = ("operator", "phase", "axis")
+) -> pd.DataFrame:
+    """Absolute relative error by operator, phase and axis, or fewer: count, median, p90 and the
+    worst."""
     size = left_out.assign(error=left_out["error"].abs())
-    groups = size.groupby(["operator", "phase", "axis"], sort=False)["error"]
+    groups = size.groupby(list(by), sort=False)["error"]
     summary = groups.agg(
         count="count", median="median", p90=lambda values: values.quantile(0.9), worst="max"
     )

@@ -10,7 +10,6 @@ are of the same steps (plain or fused). Needs no GPU.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ import numpy as np
 from archsearch.latency import predict
 from archsearch.latency import scaled
 from archsearch.latency.calibrate import read_architectures
-from archsearch.operators import Shape
+from archsearch.latency.measured import read_rows
+from archsearch.latency.measured import shape_of
 from archsearch.profiles import load_table
 
 FOLDER = Path(__file__).parent
@@ -34,12 +34,10 @@ def main() -> None:
     estimate = scaled(load_table(given.table), other.meta["hardware"]["name"])
     specs = {spec.name: spec for spec in read_architectures(FOLDER / "architectures.toml")}
     errors, inside = [], 0
-    for text in (FOLDER / other.name / "measured.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(text)
+    for row in read_rows(FOLDER / other.name):
         if row["phase"] != given.phase or row["error"]:
             continue
-        shape = Shape(row["phase"], row["batch"], row["context"], row["dtype"])
-        found = predict(specs[row["name"]], shape, estimate)
+        found = predict(specs[row["name"]], shape_of(row), estimate)
         errors.append(found.latency_us / row["latency_us_p50"] - 1)
         inside += found.low_us <= row["latency_us_p50"] <= found.high_us
     if not errors:

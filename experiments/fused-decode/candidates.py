@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from archsearch.operators.fused.blocks import ROWS_HELD
 from archsearch.operators.fused.blocks import Blocks
 from archsearch.operators.fused.blocks import by_rule
 from archsearch.operators.fused.blocks import power_of_2
@@ -67,8 +68,6 @@ SPLIT = (
     (128, 128, 8, 3),
 )
 SHARES = (2, 3, 4, 8)
-# rows of the batch that more programs could share
-MANY = 128
 MOST_SHARED = 200 * 1024
 MOST_TILES = 24
 
@@ -87,7 +86,8 @@ def candidates(
                 tried.append(Blocks(1, n, k, warps))
     else:
         pairs = 2 if epilogue == "swiglu" else 1
-        for m in (MANY, MANY // 2) if batch > MANY // 2 else (usual.m,):
+        # more programs could share many rows of the batch
+        for m in (ROWS_HELD, ROWS_HELD // 2) if batch > ROWS_HELD // 2 else (usual.m,):
             for n, k, warps, stages in SEVERAL:
                 if k > widest or 2 * (pairs * n + m) * k * stages > MOST_SHARED:
                     continue
