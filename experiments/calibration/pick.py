@@ -1,13 +1,14 @@
 """Write architectures.toml: dense presets, homogeneous models, and hybrids drawn from a seed.
 
     python experiments/calibration/pick.py --profile nvidia-h200
-    python experiments/calibration/pick.py --profile nvidia-h100-80gb-hbm3 --add --seed 1
+    python experiments/calibration/pick.py --profile nvidia-h100 --add --seed 1
+    python experiments/calibration/pick.py --profile nvidia-h100 --add --seed 2 --context 8192
 
 The hybrids are drawn over all mixers and widths; the first of them get as many layers as one
 batch-1 decode latency takes, by the table's predictions (without --profile by bytes and a guess
 at the overhead of a layer). With --add the file keeps what it has, and gets as many hybrids more
-whose latencies by this table are spread evenly around one. The notation in the file is what
-counts: nothing is drawn later.
+whose latencies by this table, behind --context tokens, are spread evenly around one. The notation
+in the file is what counts: nothing is drawn later.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PARAMETERS = (0.3e9, 3.0e9)
 TOLERANCE = 0.04
 # those that are added lie within this of one latency, by the table, and so near to their places
 SPREAD, NEAR = 0.08, 0.015
-SHAPE = Shape("decode", 1, 1024, "bfloat16")
+CONTEXT = 1024
 # guesses for want of a table: bytes a second, microseconds that a layer takes beyond its bytes
 BANDWIDTH, MIXER_US, FFN_US = 4.5e12, 40.0, 12.0
 
@@ -50,7 +51,7 @@ Latency = Callable[[ArchSpec], float | None]
 
 
 def guess(spec: ArchSpec) -> float | None:
-    costs = count.layers(spec, SHAPE)
+    costs = count.layers(spec, decode(CONTEXT))
     moved = sum(cost.bytes for cost in costs) + 2 * spec.vocab_size * spec.hidden_size
     over = (FFN_US if layer.operator == "ffn" else MIXER_US for layer in spec.layers)
     return 1e6 * moved / BANDWIDTH + sum(over)
@@ -89,10 +90,14 @@ def in_size(spec: ArchSpec) -> bool:
     return PARAMETERS[0] <= count.parameters(spec) <= PARAMETERS[1]
 
 
-def by_table(table: Table) -> Latency:
+def decode(context: int) -> Shape:
+    return Shape("decode", 1, context, "bfloat16")
+
+
+def by_table(table: Table, context: int) -> Latency:
     def latency(spec: ArchSpec) -> float | None:
         try:
-            return predict(spec, SHAPE, table).latency_us
+            return predict(spec, decode(context), table).latency_us
         except ValueError:
             return None
 
@@ -166,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", help="latency table that judges the hybrids")
     parser.add_argument("--add", action="store_true", help="hybrids to those that are there")
+    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens behind a decoded one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "architectures.toml")
     settings = parser.parse_args()
@@ -173,7 +179,7 @@ def main() -> None:
     judge = "a guess from their bytes"
     if settings.profile:
         table = load_table(settings.profile)
-        latency, judge = by_table(table), f"the table {table.name}"
+        latency, judge = by_table(table, settings.context), f"the table {table.name}"
     rng = np.random.default_rng(settings.seed)
     if settings.add:
         content = settings.out.read_text(encoding="utf-8").rstrip()
@@ -181,8 +187,8 @@ def main() -> None:
         lines = [
             content,
             "",
-            f"# Drawn with seed {settings.seed}: batch-1 decode latencies within {SPREAD:.0%} of"
-            " one,",
+            f"# Drawn with seed {settings.seed}: batch-1 decode latencies behind"
+            f" {settings.context} tokens within {SPREAD:.0%} of one,",
             f"# spread evenly by {judge}.",
         ]
         for number, spec in enumerate(draw_spread(rng, latency), known + 1):

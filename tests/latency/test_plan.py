@@ -21,6 +21,7 @@ SMALL = plan.Grid(
     widths=(1024,),
     batches=(1, 32),
     contexts=(1024, 4096),
+    decode_batches=(4,),
     train_contexts=(1024,),
 )
 
@@ -29,12 +30,12 @@ def test_a_grid_holds_what_its_rules_say() -> None:
     cases = SMALL.cases()
     found = Counter((case.operator, case.phase) for case in cases)
     assert found == {
-        # 2 batches x 2 contexts; those whose decode does not depend on it: 2 batches
-        ("attention", "decode"): 4,
-        ("deltanet", "decode"): 2,
-        ("ffn", "decode"): 2,
-        ("embedding", "decode"): 2,
-        ("head", "decode"): 2,
+        # 3 batches x 2 contexts; those whose decode does not depend on it: 3 batches
+        ("attention", "decode"): 6,
+        ("deltanet", "decode"): 3,
+        ("ffn", "decode"): 3,
+        ("embedding", "decode"): 3,
+        ("head", "decode"): 3,
         # 32 x 4096 tokens are too many for a prompt; a head sees the last token alone
         **{(name, "prefill"): 3 for name in ("attention", "deltanet", "ffn", "embedding")},
         ("head", "prefill"): 2,
@@ -50,7 +51,7 @@ def test_the_shipped_grid_scales_by_the_same_rules() -> None:
     grid = replace(plan.get_grid("shipped"), presets=())
     growing = sum(code in ("a", "w", "mla") for code in grid.codes)
     constant = len(grid.codes) + 1 - growing
-    decode = 4 * 6 * growing + 4 * constant + 2 * 4
+    decode = 8 * (6 * growing + constant + 2)
     # contexts by batch: 6, 4 (8 x 8192), 2 (32 x 2048), none
     prefill = 12 * (len(grid.codes) + 2) + 3
     train = 2 * (len(grid.codes) + 3)
