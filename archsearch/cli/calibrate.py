@@ -42,8 +42,11 @@ def calibrate(
         str, typer.Option(help="decode, prefill and train.", rich_help_panel=WHAT)
     ] = "decode,prefill",
     batch: Annotated[
-        str, typer.Option(help="Rows at once in decode.", rich_help_panel=WHAT)
-    ] = "1,8,32,128",
+        str | None,
+        typer.Option(
+            help="Rows at once in decode (default: those of the table).", rich_help_panel=WHAT
+        ),
+    ] = None,
     context: Annotated[
         str, typer.Option(help="Tokens behind the decoded one.", rich_help_panel=WHAT)
     ] = "1024,8192",
@@ -96,11 +99,17 @@ def calibrate(
         _repeat(table, repeat, seed, device, folder)
         return
     dtype = dtype or ("bfloat16" if on_gpu else "float32")
-    shapes = _shapes(phase, batch, context, prompts, dtype)
+    shapes = _shapes(phase, batch or _batches(table), context, prompts, dtype)
     plan = Plan(_architectures(architectures, only), shapes, table)
     if not summarize:
         _measure(plan, folder, device, limit_minutes)
     _summarize(plan, folder)
+
+
+def _batches(table: Table) -> str:
+    """The batches that the table's decode steps were measured at, as on the command line."""
+    decode = table.rows[table.rows["phase"] == "decode"]
+    return ",".join(map(str, sorted(decode["batch"].unique()) or [1]))
 
 
 def _shapes(phases: str, batch: str, context: str, prompts: str, dtype: str) -> list[Shape]:

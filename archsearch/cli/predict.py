@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from archsearch.profiles import Table
     from archsearch.space import ArchSpec
 
-PROFILE = "nvidia-h100-80gb-hbm3"
+PROFILE = "nvidia-h200"
 # the table's decode rows, where it has none of the fused step
 PLAIN_STEPS = "plain ones; the fused, which a GPU runs today, are faster"
 BETWEEN = "between measured batches"
