@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("measure")
     (folder / "tiny.json").write_text(SPEC.resolved_json())
     (folder / "set.toml").write_text('[[architecture]]\nname = "tiny"\nspec = "tiny.json"\n')
-    shapes = [Shape("decode", 1, 16), Shape("prefill", 1, 16)]
+    shapes = [Shape("decode", 1, 16), Shape("decode", 3, 16), Shape("prefill", 1, 16)]
     latency.profile(latency.cases_for_spec(SPEC, shapes), folder=folder / "mine", budget_s=0.0)
     return folder
 
@@ -80,13 +80,15 @@ def test_calibrate_from_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["calibrate", "--profile", str(folder / "mine"), "--set", str(folder / "set.toml")]
-    words += ["--batch", "1", "--context", "16", "--prompts", "1x16", "--out", str(tmp_path)]
+    words += ["--context", "16", "--prompts", "1x16", "--out", str(tmp_path)]
     assert call([*words, "--summarize"]) == 2
     assert "there is nothing to compare" in capsys.readouterr().err
     assert call(words) == 0
     out = capsys.readouterr().out
-    assert "2 shapes, off by" in out
+    # decode at the batches of the table
+    assert "3 shapes, off by" in out
     assert "decode, batch 1" in out
+    assert "decode, batch 3" in out
     assert "prefill" in out
     files = sorted(path.name for path in (tmp_path / "mine").iterdir())
     assert files == [
