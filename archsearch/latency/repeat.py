@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from dataclasses import dataclass
-from datetime import UTC
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from archsearch.latency.cases import Case
 from archsearch.latency.ceilings import Ceilings
 from archsearch.latency.ceilings import measure_ceilings
 from archsearch.latency.provenance import git_commit
+from archsearch.latency.provenance import now
 from archsearch.latency.sweep import BUDGET_S
 from archsearch.latency.sweep import measure_case
 from archsearch.profiles import Table
@@ -119,7 +118,7 @@ def repeat_rows(table: Table, *, count: int, seed: int, device: str) -> Repeat:
     return Repeat(
         seed=seed,
         table_measured=str(table.meta.get("measured", "")),
-        measured=datetime.now(UTC).isoformat(timespec="seconds"),
+        measured=now(),
         git_commit=git_commit(),
         rows=tuple(rows),
         failed=tuple(failed),
