@@ -99,7 +99,8 @@ def calibrate(
         _repeat(table, repeat, seed, device, folder)
         return
     dtype = dtype or ("bfloat16" if on_gpu else "float32")
-    shapes = _shapes(phase, batch or _batches(table), context, prompts, dtype)
+    batch = _batches(table) if batch is None else batch
+    shapes = _shapes(phase, batch, context, prompts, dtype)
     plan = Plan(_architectures(architectures, only), shapes, table)
     if not summarize:
         _measure(plan, folder, device, limit_minutes)

@@ -19,7 +19,6 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from archsearch.hf import inputs
-from archsearch.hf.adapters import refuse_unheard
 from archsearch.hf.cache import StateCache
 from archsearch.hf.checkpoint import CheckpointModel
 from archsearch.hf.config import ArchSearchConfig
@@ -81,7 +80,6 @@ class ArchSearchForCausalLM(CheckpointModel, GenerationMixin, ReleasedGeneration
             past_key_values = StateCache() if past_key_values is None else past_key_values
             logits = self._read(tokens, attention_mask, past_key_values, logits_to_keep)
         else:
-            refuse_unheard(self.model)
             seq = inputs.layout(
                 tokens,
                 attention_mask,
@@ -112,8 +110,6 @@ class ArchSearchForCausalLM(CheckpointModel, GenerationMixin, ReleasedGeneration
                 "past_key_values must be a StateCache, which generate() and use_cache=True make;"
                 f" got {type(cache).__name__}"
             )
-        if not cache.seen:
-            refuse_unheard(self.model)
         real = None
         if attention_mask is not None:
             width = cache.seen + tokens.shape[1]

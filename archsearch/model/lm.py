@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from archsearch import operators
+from archsearch.model.adapters import refuse_unheard
 from archsearch.model.fused_head import step_logits
 from archsearch.model.head import LMHead
 from archsearch.model.layer import Layer
@@ -127,6 +128,7 @@ class HybridLM(nn.Module):
         """Room for `batch` rows of `max_len` tokens each, meta tokens not counted."""
         if batch < 1 or max_len < 1:
             raise ValueError(f"batch and max_len must be positive; got {batch} and {max_len}")
+        refuse_unheard(self.decoder)
         weight = self.embed.weight
         capacity = max_len + self.spec.num_meta_tokens
         layers = [
@@ -221,6 +223,7 @@ class HybridLM(nn.Module):
 
     def _run(self, rows: Tensor, lengths: Tensor | None, run: RunLayer) -> Tensor:
         """All layers over right-padded rows[R,L,H], each led by the meta tokens."""
+        refuse_unheard(self.decoder)
         count = self.spec.num_meta_tokens
         rows = self._led(rows)
         seq = None

@@ -50,11 +50,14 @@ BANDWIDTH, MIXER_US, FFN_US = 4.5e12, 40.0, 12.0
 Latency = Callable[[ArchSpec], float | None]
 
 
-def guess(spec: ArchSpec) -> float | None:
-    costs = count.layers(spec, decode(CONTEXT))
-    moved = sum(cost.bytes for cost in costs) + 2 * spec.vocab_size * spec.hidden_size
-    over = (FFN_US if layer.operator == "ffn" else MIXER_US for layer in spec.layers)
-    return 1e6 * moved / BANDWIDTH + sum(over)
+def by_guess(context: int) -> Latency:
+    def latency(spec: ArchSpec) -> float | None:
+        costs = count.layers(spec, decode(context))
+        moved = sum(cost.bytes for cost in costs) + 2 * spec.vocab_size * spec.hidden_size
+        over = (FFN_US if layer.operator == "ffn" else MIXER_US for layer in spec.layers)
+        return 1e6 * moved / BANDWIDTH + sum(over)
+
+    return latency
 
 
 class Deck:
@@ -175,7 +178,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=HERE / "architectures.toml")
     settings = parser.parse_args()
-    latency: Latency = guess
+    latency = by_guess(settings.context)
     judge = "a guess from their bytes"
     if settings.profile:
         table = load_table(settings.profile)

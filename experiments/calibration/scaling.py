@@ -10,6 +10,7 @@ Needs no GPU.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ import numpy as np
 from archsearch.latency import predict
 from archsearch.latency import scaled
 from archsearch.latency.calibrate import read_architectures
-from archsearch.latency.measured import read_rows
 from archsearch.latency.measured import shape_of
+from archsearch.latency.measured import valid_rows
 from archsearch.profiles import Table
 from archsearch.profiles import load_table
+from archsearch.space import ArchSpec
 
 FOLDER = Path(__file__).parent
 PHASES = ("decode", "prefill")
@@ -31,22 +33,23 @@ def main() -> None:
     parser.add_argument("table")
     parser.add_argument("other")
     given = parser.parse_args()
-    table, other = load_table(given.table), load_table(given.other)
-    estimate = scaled(table, other.meta["hardware"]["name"])
+    # of the other nothing but its models is asked
+    other = load_table(given.other, allow_stale=True)
+    estimate = scaled(load_table(given.table), other.meta["hardware"]["name"])
+    specs = {spec.id: spec for spec in read_architectures(FOLDER / "architectures.toml")}
     for phase in PHASES:
-        print(f"{estimate.label}: {compare(estimate, other, phase)}")
+        print(f"{estimate.label}: {compare(specs, estimate, other, phase)}")
 
 
-def compare(estimate: Table, other: Table, phase: str) -> str:
+def compare(specs: Mapping[str, ArchSpec], estimate: Table, other: Table, phase: str) -> str:
     """One phase in a sentence."""
-    specs = {spec.name: spec for spec in read_architectures(FOLDER / "architectures.toml")}
     rows = estimate.rows
     batches = set(rows[rows["phase"] == phase]["batch"])
     errors, inside = [], 0
-    for row in read_rows(FOLDER / other.name):
+    for row in valid_rows(FOLDER / other.name, other):
         if row["phase"] != phase or row["error"] or row["batch"] not in batches:
             continue
-        found = predict(specs[row["name"]], shape_of(row), estimate)
+        found = predict(specs[row["id"]], shape_of(row), estimate)
         errors.append(found.latency_us / row["latency_us_p50"] - 1)
         inside += found.low_us <= row["latency_us_p50"] <= found.high_us
     if not errors:

@@ -89,6 +89,8 @@ def test_calibrate_from_the_command_line(
     assert "3 shapes, off by" in out
     assert "decode, batch 1" in out
     assert "decode, batch 3" in out
+    assert call([*words, "--summarize", "--batch", "1"]) == 0
+    assert "decode, batch 3" not in capsys.readouterr().out
     assert "prefill" in out
     files = sorted(path.name for path in (tmp_path / "mine").iterdir())
     assert files == [
