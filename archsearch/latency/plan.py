@@ -96,8 +96,8 @@ GRIDS: dict[str, Grid] = {
         widths=(896, 1024, 1280, 1536, 1792, 2048, 2304, 2560, 3072),
         batches=(1, 8, 32, 128),
         contexts=CONTEXTS,
-        # one row runs other kernels than two: a straight line from 1 to 8 rows is 21 % off for
-        # whole models of 2, and 13 % of 4 (experiments/calibration)
+        # one row runs other kernels than two: a straight line from 1 to 8 rows tells whole models
+        # 20 % too low at 2, and 12 % at 4 (experiments/calibration)
         decode_batches=(2, 4, 16, 64),
         train_contexts=(1024, 4096),
         presets=presets.names(),
