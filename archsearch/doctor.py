@@ -41,6 +41,8 @@ from archsearch.timing import CPU_THREADS
 WIDTH = 2048
 # packages that are compiled when they are installed
 COMPILED = ("mamba-ssm", "causal-conv1d", "flash-attn")
+# what their builds import, without isolation
+BUILD = ("ninja", "packaging", "psutil", "setuptools", "wheel")
 
 
 class Chooser(Protocol):

@@ -132,6 +132,7 @@ def _listed(reasons: Sequence[tuple[str, str, str]]) -> Any:
 
 def _advice(found: Findings) -> Iterator[str]:
     """What to type, and what to expect of it."""
+    from archsearch.doctor import BUILD
     from archsearch.doctor import COMPILED
 
     if not found.missing:
@@ -140,16 +141,18 @@ def _advice(found: Findings) -> Iterator[str]:
         yield "Nothing here: the kernel packages need a CUDA GPU. On a machine with one:"
     compiled = [name for name in found.missing if name in COMPILED]
     plain = [name for name in found.missing if name not in COMPILED]
+    tools = f"  pip install {' '.join(BUILD)}"
     if len(found.missing) == len(found.packages):
+        yield tools
         yield "  pip install --no-build-isolation 'archsearch[cuda]'"
     else:
         if plain:
             yield f"  pip install {' '.join(plain)}"
         if compiled:
+            yield tools
             yield f"  pip install --no-build-isolation {' '.join(compiled)}"
     if compiled:
         yield (
-            f"{', '.join(compiled)} are compiled where no wheel fits: that takes minutes, a CUDA"
-            " toolkit (nvcc) of torch's CUDA version, and torch, ninja, packaging and setuptools"
-            " installed before."
+            f"{', '.join(compiled)} are compiled where no wheel fits: that takes minutes, torch"
+            " installed before, and a CUDA toolkit (nvcc) of its CUDA version."
         )

@@ -100,7 +100,10 @@ def test_reasons_are_grouped() -> None:
     [
         (
             library.COMPILED,
-            ["  pip install --no-build-isolation mamba-ssm causal-conv1d flash-attn"],
+            [
+                "  pip install ninja packaging psutil setuptools wheel",
+                "  pip install --no-build-isolation mamba-ssm causal-conv1d flash-attn",
+            ],
         ),
         (("flash-linear-attention",), ["  pip install flash-linear-attention"]),
         ((), []),
