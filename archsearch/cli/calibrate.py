@@ -110,6 +110,7 @@ def calibrate(
 def _batches(table: Table) -> str:
     """The batches that the table's decode steps were measured at, as on the command line."""
     decode = table.rows[table.rows["phase"] == "decode"]
+    # one without any is asked for one row, and the summary tells what it lacks
     return ",".join(map(str, sorted(decode["batch"].unique()) or [1]))
 
 

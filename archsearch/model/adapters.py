@@ -16,25 +16,25 @@ READ_ALONE = {"mamba": ("in_proj", "x_proj", "dt_proj"), "mla": ("kv_b_proj",)}
 def refuse_unheard(layers: Sequence[Layer]) -> None:
     """Raise ValueError where something stands in the place of a projection whose weights may be
     read without a call."""
-    for index, layer in enumerate(layers):
-        names = READ_ALONE.get(layer.mixer.operator, ())
-        for name in names:
-            found = getattr(layer.mixer, name)
-            if not isinstance(found, nn.Linear):
-                alike = [n for n, one in enumerate(layers) if one.mixer.operator in READ_ALONE]
-                every = dict.fromkeys(name for n in alike for name in _names(layers[n]))
-                pattern = rf".*layers\.({_any(alike)})\.mixer\.({_any(every)})"
-                raise ValueError(
-                    f"{name} of layer {index} ({layer.mixer.operator}) is an adapter"
-                    f" ({type(found).__module__}.{type(found).__name__}) that may have no effect:"
-                    f" the weights of {', '.join(names)} are read without a call; leave out what"
-                    f" matches {pattern!r} (PEFT: exclude_modules)"
-                )
-
-
-def _names(layer: Layer) -> tuple[str, ...]:
-    return READ_ALONE[layer.mixer.operator]
+    places = [
+        (index, name)
+        for index, layer in enumerate(layers)
+        for name in READ_ALONE.get(layer.mixer.operator, ())
+    ]
+    for index, name in places:
+        mixer = layers[index].mixer
+        found = getattr(mixer, name)
+        if isinstance(found, nn.Linear):
+            continue
+        indices, names = zip(*places, strict=True)
+        pattern = rf".*layers\.({_any(indices)})\.mixer\.({_any(names)})"
+        raise ValueError(
+            f"{name} of layer {index} ({mixer.operator}) is an adapter"
+            f" ({type(found).__module__}.{type(found).__name__}) that may have no effect: the"
+            f" weights of {', '.join(READ_ALONE[mixer.operator])} are read without a call; leave"
+            f" out what matches {pattern!r} (PEFT: exclude_modules)"
+        )
 
 
 def _any(options: Iterable[object]) -> str:
-    return "|".join(map(str, options))
+    return "|".join(map(str, dict.fromkeys(options)))

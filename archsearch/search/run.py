@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from archsearch.files import told
 from archsearch.files import write_atomic
 from archsearch.files import write_text
-from archsearch.latency.provenance import now
 from archsearch.names import suggestion
 from archsearch.search.config import RunConfig
 from archsearch.search.config import difference
@@ -76,7 +77,7 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to the log."""
-        line = json.dumps({"time": now(), "event": event, **fields})
+        line = json.dumps({"time": _now(), "event": event, **fields})
         with told(f"cannot write {self.path / LOG}"), (self.path / LOG).open("a") as file:
             file.write(line + "\n")
 
@@ -234,3 +235,7 @@ def _runs_beside(path: Path) -> str:
         return ""
     hint = suggestion(path.name, runs)
     return f"; {hint}runs there: {', '.join(runs[:10])}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
