@@ -31,8 +31,15 @@ CPU_PASSES = 3
 CLEAN_SHARE = 0.95
 # how many budgets may be spent on waiting for such samples
 MAX_STRETCH = 3
-# replays on a GPU are queued for so long without a host wait, and at most so many
-CUDA_BURST_S = 0.025
+# a GPU that has rested so long keeps its highest clocks for at least the next while, whatever
+# runs; then it gives way to its power cap, by an amount that differs from card to card
+# (experiments/power-cap)
+REST_S = 0.1
+FULL_CLOCKS_S = 0.02
+# after so long at work clocks have settled, and NVML's power, renewed each 0.1 s, is of this work
+STEADY_AFTER_S = 0.13
+STEADY_S = 0.02
+# so many replays are queued at most without a host wait
 CUDA_BURST = 200
 # a burst of more replays is one of short replays
 SHORT_BURST = 12
@@ -42,7 +49,10 @@ SHORT_BURST = 12
 class Timing:
     """Quantiles of one call in microseconds, and how they were obtained; on a GPU with the
     number of kernels that the call launches, where it could be counted. A sample was the mean of
-    `calls` in a row."""
+    `calls` in a row.
+
+    On a GPU the quantiles are from rest, at its highest clocks; `steady_us` is the median once
+    it has been at work for so long that its power cap holds, where that was asked for."""
 
     p10_us: float
     p50_us: float
@@ -51,6 +61,7 @@ class Timing:
     used_cuda_graph: bool = False
     kernels: float | None = None
     calls: int = 1
+    steady_us: float | None = None
 
     def per(self, count: float) -> Timing:
         """The share of one out of `count` equal parts of the call."""
@@ -60,12 +71,17 @@ class Timing:
             p50_us=self.p50_us / count,
             p90_us=self.p90_us / count,
             kernels=None if self.kernels is None else self.kernels / count,
+            steady_us=None if self.steady_us is None else self.steady_us / count,
         )
 
     def plus(self, us: float) -> Timing:
         """The call with so many microseconds more (or less) in every quantile."""
         return replace(
-            self, p10_us=self.p10_us + us, p50_us=self.p50_us + us, p90_us=self.p90_us + us
+            self,
+            p10_us=self.p10_us + us,
+            p50_us=self.p50_us + us,
+            p90_us=self.p90_us + us,
+            steady_us=None if self.steady_us is None else self.steady_us + us,
         )
 
 
@@ -78,6 +94,7 @@ def measure(
     budget_s: float = 0.1,
     inner: int = 1,
     min_replay_us: float = 0.0,
+    rest_s: float = REST_S,
     threads: int = CPU_THREADS,
     before: Callable[[], object] | None = None,
     during: Callable[[], object] | None = None,
@@ -86,9 +103,11 @@ def measure(
 
     One sample is the mean of `inner` calls in a row. On "cuda" the calls are captured in one
     CUDA graph and its replays are timed by events; what cannot be captured raises. A graph that
-    takes less than `min_replay_us` is captured again with more calls in a row. `during()`
-    runs on the host several times while the GPU is busy with them. On a CPU torch computes
-    with `threads` threads meanwhile, and `before()` runs untimed ahead of every sample.
+    takes less than `min_replay_us` is captured again with more calls in a row. It is replayed
+    for FULL_CLOCKS_S at a time, behind a rest of `rest_s` (0: for what draws little power). With
+    `during` the replays then go on until the GPU works steadily, which gives `steady_us`;
+    `during()` runs on the host meanwhile. On a CPU torch computes with `threads` threads, and
+    `before()` runs untimed ahead of every sample.
     """
     if warmup < 1 or min_repeats < 1 or inner < 1:
         raise ValueError(
@@ -103,9 +122,13 @@ def measure(
             inner *= math.ceil(min_replay_us / once_us)
             recording = cudagraph.record(fn, device=device, warmup=1, times=inner)
         with no_garbage_collection(collect=False):
-            samples = _cuda_samples(recording, device, min_repeats, budget_s, during or _nothing)
-        timing = summarize(samples, used_cuda_graph=True)
-        return replace(timing, kernels=recording.kernels, calls=inner).per(inner)
+            timing = summarize(
+                _from_rest(recording, device, min_repeats, budget_s, rest_s),
+                used_cuda_graph=True,
+            )
+            steady_us = None if during is None else _steady_us(recording, device, during)
+        timing = replace(timing, kernels=recording.kernels, calls=inner, steady_us=steady_us)
+        return timing.per(inner)
     with cpu_threads(threads):
         samples = _cpu_samples(fn, before or _nothing, warmup, min_repeats, budget_s, inner)
     return replace(summarize(samples), calls=inner).per(inner)
@@ -160,24 +183,33 @@ def undisturbed(samples: list[tuple[int, int]], min_repeats: int) -> list[float]
     return clean if len(clean) >= min_repeats else [wall / 1e3 for wall, _ in ranked[:min_repeats]]
 
 
-def _cuda_samples(
-    recording: Recording,
-    device: str,
-    min_repeats: int,
-    budget_s: float,
-    during: Callable[[], object],
+def _from_rest(
+    recording: Recording, device: str, min_repeats: int, budget_s: float, rest_s: float
 ) -> list[float]:
-    import torch
-
-    count = burst_size(_once_us(recording, device))
+    """Samples of replays within FULL_CLOCKS_S of a rest, or first behind it; `budget_s` in all."""
+    once_us = _once_us(recording, device)
+    count, rested_until = burst_size(once_us), 0.0
     samples: list[float] = []
-    end = time.perf_counter() + budget_s
-    while len(samples) < min_repeats or time.perf_counter() < end:
-        samples += _burst(recording, device, count, during)
+    while len(samples) < min_repeats or sum(samples) < 1e6 * budget_s:
+        if time.perf_counter() + 1e-6 * count * once_us > rested_until:
+            time.sleep(rest_s)
+            rested_until = time.perf_counter() + FULL_CLOCKS_S
+        samples += _burst(recording, device, count, _nothing)
         if len(samples) >= MAX_REPEATS:
             break
-    torch.cuda.synchronize(device)
     return samples
+
+
+def _steady_us(recording: Recording, device: str, during: Callable[[], object]) -> float:
+    """The median of replays behind STEADY_AFTER_S of nothing else."""
+    count = burst_size(_once_us(recording, device))
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < STEADY_AFTER_S:
+        _burst(recording, device, count, _nothing)
+    samples: list[float] = []
+    while sum(samples) < 1e6 * STEADY_S:
+        samples += _burst(recording, device, count, during)
+    return float(np.median(samples))
 
 
 def _once_us(recording: Recording, device: str) -> float:
@@ -189,7 +221,7 @@ def _once_us(recording: Recording, device: str) -> float:
 
 def burst_size(once_us: float) -> int:
     """Replays of `once_us` each that are queued at once."""
-    return max(1, min(CUDA_BURST, int(1e6 * CUDA_BURST_S / max(once_us, 1.0))))
+    return max(1, min(CUDA_BURST, int(1e6 * FULL_CLOCKS_S / max(once_us, 1.0))))
 
 
 def _burst(

@@ -12,6 +12,8 @@ import pyarrow as pa
 
 PHASES = ("decode", "prefill", "train")
 
+# columns that tables of GPUs by method 5, and of CPUs by method 4, were written without
+ADDED = ("steady_us",)
 KEY = ("operator", "config", "hidden_size", "phase", "batch", "context", "dtype", "backend")
 LATENCIES = ("latency_us_p10", "latency_us_p50", "latency_us_p90")
 
@@ -27,6 +29,7 @@ SCHEMA = pa.schema(
         pa.field("dtype", pa.string(), nullable=False),
         pa.field("backend", pa.string(), nullable=False),
         *(pa.field(name, pa.float64()) for name in LATENCIES),
+        pa.field("steady_us", pa.float64()),
         pa.field("repeats", pa.int64(), nullable=False),
         pa.field("stack", pa.int64(), nullable=False),
         pa.field("stack_bytes", pa.int64(), nullable=False),
@@ -71,6 +74,7 @@ def make_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def to_arrow(frame: pd.DataFrame, what: str) -> pa.Table:
     """The rows as an Arrow table of this schema; raises ValueError that names the column."""
+    frame = frame.assign(**{name: None for name in ADDED if name not in frame})
     missing = [name for name in SCHEMA.names if name not in frame]
     if missing:
         raise ValueError(f"{what}: not a latency table: no column {missing[0]!r}")

@@ -6,6 +6,8 @@ import gc
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +65,32 @@ def test_samples_without_the_core_do_not_count() -> None:
     # too few: the ones that kept the core longest fill up
     half = (2_000_000, 1_000_000)
     assert timing.undisturbed([preempted, clean, half], 2) == [1000.0, 2000.0]
+
+
+@pytest.mark.parametrize(("once_us", "rests"), [(50.0, 1), (2000.0, 3), (90_000.0, 5)])
+def test_a_gpu_rests_before_its_highest_clocks_end(
+    once_us: float, rests: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, rested = [0.0], [-1.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        rested.append(now[0])
+
+    def burst(_recording: Any, _device: str, count: int, _during: Any) -> list[float]:
+        begun, now[0] = now[0], now[0] + 1e-6 * count * once_us
+        # a first look may come at any time; samples begin within the window
+        assert count == 1 or now[0] <= rested[-1] + timing.FULL_CLOCKS_S + 1e-9
+        assert count == 1 or begun >= rested[-1]
+        return [once_us] * count
+
+    monkeypatch.setattr(timing, "_burst", burst)
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    recording: Any = SimpleNamespace(replay=lambda: None)
+    found = timing._from_rest(recording, "cuda", 5, 0.015 if rests == 1 else 0.06, timing.REST_S)
+    assert len(found) >= 5
+    assert len(rested) - 1 == rests
 
 
 def test_quantiles_and_parts() -> None:

@@ -28,6 +28,8 @@ PROFILE = "nvidia-h200"
 PLAIN_STEPS = "plain ones; the fused, which a GPU runs today, are faster"
 BETWEEN = "between measured batches"
 RANGE_COLUMN = 3
+# steady work that takes so many times the latency is told apart
+CAPPED = 1.01
 NONE = "–"
 WHAT = {"decode": "decode step", "prefill": "prefill", "train": "training step"}
 
@@ -134,7 +136,8 @@ def _answer(spec: ArchSpec, shape: Shape, table: Table) -> dict[str, Any]:
         "low_us": found.low_us,
         "high_us": found.high_us,
         "floor_us": found.floor_us,
-        "tokens_per_s": 1e6 * shape.tokens / found.latency_us,
+        "steady_us": found.steady_us,
+        "tokens_per_s": 1e6 * shape.tokens / (found.steady_us or found.latency_us),
         "energy_per_token_j": None if energy is None else energy / shape.tokens,
         "memory_bytes": {**asdict(memory), "total": memory.total},
         "device_memory_bytes": available,
@@ -239,7 +242,7 @@ def _facts(explained: dict[str, Any], answer: dict[str, Any]) -> list[tuple[str,
         (_range_name(explained), f"{low} – {high}"),
         ("error", _uncertainty(explained, answer)),
         *([("steps", PLAIN_STEPS)] if explained["without_fused"] else []),
-        ("throughput", f"{answer['tokens_per_s']:,.0f} tokens/s"),
+        ("throughput", _throughput(answer)),
     ]
     if (energy := answer["energy_per_token_j"]) is not None:
         rows.append(("energy", f"{energy:.3g} J per token"))
@@ -249,6 +252,13 @@ def _facts(explained: dict[str, Any], answer: dict[str, Any]) -> list[tuple[str,
     memory = answer["memory_bytes"]
     kept = [f"{name} {terminal.size(part)}" for name, part in memory.items() if part]
     return [*rows, ("memory", ", ".join([*kept[-1:], *kept[:-1]]))]
+
+
+def _throughput(answer: dict[str, Any]) -> str:
+    text, steady = f"{answer['tokens_per_s']:,.0f} tokens/s", answer["steady_us"]
+    if steady is None or steady < CAPPED * answer["latency_us"]:
+        return text
+    return f"{text}, at {time(steady)} in steady work: the power cap holds"
 
 
 def _uncertainty(explained: dict[str, Any], answer: dict[str, Any]) -> str:

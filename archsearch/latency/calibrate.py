@@ -46,6 +46,7 @@ from archsearch.latency.provenance import method
 from archsearch.latency.provenance import now
 from archsearch.latency.sweep import check_alive
 from archsearch.latency.sweep import failure
+from archsearch.latency.whole import MANY_BUDGET_S
 from archsearch.latency.whole import Measurement
 from archsearch.latency.whole import WholeModel
 from archsearch.operators import Shape
@@ -55,9 +56,6 @@ from archsearch.space import load
 
 RESULTS_FILE, SUMMARY_FILE = "results.csv", "summary.json"
 INTERPOLATION_FILE = "interpolation.csv"
-# seconds of replays per model and shape
-BUDGET_S = 0.2
-
 OnSpec = Callable[[ArchSpec, list[Row]], None]
 
 
@@ -120,7 +118,7 @@ def measure_all(
     folder: Path,
     *,
     device: str,
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
     limit_s: float | None = None,
     on_spec: OnSpec | None = None,
 ) -> bool:
@@ -131,6 +129,8 @@ def measure_all(
     the folder cannot be written or the GPU stops working.
     """
     check_same_device(plan.table, device)
+    if budget_s is None:
+        budget_s = MANY_BUDGET_S[device.partition(":")[0]]
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + (limit_s if limit_s is not None else float("inf"))
     recover_begun(folder)
@@ -198,6 +198,7 @@ def _values(measurement: Measurement) -> Row:
         "latency_us_p10": timing.p10_us,
         "latency_us_p50": timing.p50_us,
         "latency_us_p90": timing.p90_us,
+        "steady_us": timing.steady_us,
         "repeats": timing.repeats,
         "used_cuda_graph": timing.used_cuda_graph,
         "kernels": timing.kernels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,18 +17,19 @@ MATMUL = 8192
 # one read of so many bytes, or of a quarter of the memory
 READ_BYTES = 4 << 30
 COLUMNS = 8192
-# kernels of the smaller of two graphs that differ by nothing else
-MANY = 200
+# kernels of the smaller of two graphs that differ by nothing else, and how often both are timed
+MANY = 100
+PAIRS = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Bytes per second of one large read, FLOPs per second of a large bf16 product, and what
-    replaying a graph costs beyond its kernels."""
+    """Bytes per second of one large read, FLOPs per second of a large bf16 product, both at full
+    clocks, and what replaying a graph costs beyond its kernels."""
 
     read_bytes_s: float
     matmul_flops_s: float
-    graph_us: float
+    replay_us: float
 
     def to_dict(self) -> dict[str, float]:
         """Plain values, for provenance."""
@@ -42,7 +44,7 @@ def measure_ceilings(device: str) -> Ceilings:
             product = _matmul(device)
             _keep_busy(product, device)
             flops = 2.0 * MATMUL**3 / (1e-6 * _median_us(product, device))
-            return Ceilings(_read_bytes_s(device), flops, _graph_us(device))
+            return Ceilings(_read_bytes_s(device), flops, _replay_us(device))
     except torch.OutOfMemoryError:
         need = _read_size(device) / 1e9
         raise ValueError(f"measuring needs {need:.0f} GB of free GPU memory") from None
@@ -84,13 +86,22 @@ def _read_size(device: str) -> int:
     return min(READ_BYTES, int(torch.cuda.get_device_properties(device).total_memory) // 4)
 
 
-def _graph_us(device: str) -> float:
-    """What a replay costs once: that of a graph of many kernels, less what as many more add."""
+def _replay_us(device: str) -> float:
+    """What a replay costs once: that of a graph of many kernels, less what as many more add. A
+    difference of large numbers: the median of several."""
     small = torch.zeros(1024, device=device)
-    some = MANY * _median_us(lambda: small.add_(1), device, inner=MANY)
-    twice = 2 * MANY * _median_us(lambda: small.add_(1), device, inner=2 * MANY)
-    return max(0.0, 2 * some - twice)
+
+    def once() -> float:
+        some, twice = (
+            count * _median_us(lambda: small.add_(1), device, inner=count, budget_s=0.01)
+            for count in (MANY, 2 * MANY)
+        )
+        return 2 * some - twice
+
+    return max(0.0, statistics.median(once() for _ in range(PAIRS)))
 
 
-def _median_us(fn: Callable[[], object], device: str, inner: int = 1) -> float:
-    return timing.measure(fn, device=device, inner=inner, budget_s=0.1).p50_us
+def _median_us(
+    fn: Callable[[], object], device: str, inner: int = 1, budget_s: float = 0.1
+) -> float:
+    return timing.measure(fn, device=device, inner=inner, budget_s=budget_s).p50_us

@@ -33,15 +33,13 @@ from archsearch.latency.question import Part
 from archsearch.latency.question import Question
 from archsearch.latency.sweep import check_alive
 from archsearch.latency.sweep import failure
+from archsearch.latency.whole import MANY_BUDGET_S
 from archsearch.latency.whole import DoesNotFit
 from archsearch.latency.whole import Measurement
 from archsearch.latency.whole import WholeModel
 from archsearch.operators import Shape
 from archsearch.space import ArchSpec
 from archsearch.space import count
-
-# seconds of replays per measured shape
-BUDGET_S = 0.2
 
 OnPart = Callable[[ArchSpec, Part], None]
 OnSpec = Callable[[ArchSpec, list[Row]], None]
@@ -53,7 +51,7 @@ def measure_all(
     folder: Path,
     *,
     device: str,
-    budget_s: float = BUDGET_S,
+    budget_s: float | None = None,
     on_part: OnPart | None = None,
     on_spec: OnSpec | None = None,
 ) -> None:
@@ -63,6 +61,8 @@ def measure_all(
     Raises OSError where the folder cannot be written or the GPU stops working, and ValueError
     for a damaged file there or a GPU that is too full.
     """
+    if budget_s is None:
+        budget_s = MANY_BUDGET_S[device.partition(":")[0]]
     folder.mkdir(parents=True, exist_ok=True)
     recover_begun(folder)
     todo = _todo(specs, question, valid_rows(folder, question, device))

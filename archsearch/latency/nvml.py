@@ -27,6 +27,10 @@ class Reading:
     sm_clock_mhz: int | None = None
     throttled: bool | None = None
 
+    def energy_j(self, us: float | None) -> float | None:
+        """Joules of so many microseconds at this power, where both are known."""
+        return None if self.power_w is None or us is None else 1e-6 * self.power_w * us
+
 
 class Sensor:
     """One GPU as NVML sees it."""
@@ -86,10 +90,9 @@ class Meter:
 
     @property
     def reading(self) -> Reading:
-        """Medians of the later half, since power lags behind; throttled if it ever was."""
-        later = self._readings[len(self._readings) // 2 :]
-        watts = [one.power_w for one in later if one.power_w is not None]
-        clocks = [one.sm_clock_mhz for one in later if one.sm_clock_mhz is not None]
+        """Medians; throttled if it ever was."""
+        watts = [one.power_w for one in self._readings if one.power_w is not None]
+        clocks = [one.sm_clock_mhz for one in self._readings if one.sm_clock_mhz is not None]
         flags = [one.throttled for one in self._readings if one.throttled is not None]
         return Reading(
             statistics.median(watts) if watts else None,

@@ -31,7 +31,8 @@ from archsearch.space.count import layer_shape
 @dataclass(frozen=True, slots=True)
 class Part:
     """All layers of one operator, "embedding" or "head": how many, their microseconds (median,
-    10 % and 90 % quantile), the least by the datasheet, and joules, where the table tells."""
+    10 % and 90 % quantile), the least by the datasheet, and joules and microseconds of steady
+    work, where the table tells."""
 
     operator: str
     calls: int
@@ -40,6 +41,7 @@ class Part:
     high_us: float
     floor_us: float | None
     energy_j: float | None
+    steady_us: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,13 @@ class Prediction:
         return _known(sum(_number(part.floor_us) for part in self.by_operator))
 
     @property
+    def steady_us(self) -> float | None:
+        """The time of one call after another, for which a GPU may give way to its power cap."""
+        return _known(sum(_number(part.steady_us) for part in self.by_operator))
+
+    @property
     def energy_j(self) -> float | None:
-        """Joules of all tokens of the shape."""
+        """Joules of all tokens of the shape, of one call after another."""
         return _known(sum(_number(part.energy_j) for part in self.by_operator))
 
 
@@ -218,11 +225,11 @@ def _key(layer: LayerSpec) -> _Key:
 
 
 def _part(operator: str, found: Sequence[tuple[int, Row]]) -> Part:
-    p10, p50, p90, floor, energy = (
+    p10, p50, p90, floor, energy, steady = (
         sum(calls * row[field] for calls, row in found) for field in range(len(Row._fields))
     )
     calls = sum(calls for calls, _ in found)
-    return Part(operator, calls, p50, p10, p90, _known(floor), _known(energy))
+    return Part(operator, calls, p50, p10, p90, _known(floor), _known(energy), _known(steady))
 
 
 def _known(value: float) -> float | None:

@@ -19,7 +19,7 @@ from archsearch.profiles import cache_root
 from archsearch.timing import CPU_THREADS
 
 # raise one when the way of measuring there changes: rows of two methods do not mix in one table
-METHODS = {"cpu": 4, "cuda": 5}
+METHODS = {"cpu": 4, "cuda": 6}
 METHOD_TEXT = (
     "Every row is the time of one layer, pre-norm and residual included. On a CPU (one thread)"
     " a sample is one of several distinct layers (column stack) that take turns, behind layers"
@@ -27,9 +27,11 @@ METHOD_TEXT = (
     " not, and of three measurements some seconds apart the quietest is kept. On a GPU"
     " a sample is a CUDA-graph replay of all of them, in decode up to 32 that have 4 GB as a model"
     " has, otherwise more bytes than the L2 holds several times over, so often in a row that it"
-    " takes 2 ms, less what a replay costs once, divided by their number; the embedding's row"
-    " holds that cost instead. Graphs, those of whole models too, end in a dependent launch where"
-    " the GPU has it, with which their kernels follow each other faster."
+    " takes 2 ms, less what a replay costs once (replay_us of the session), divided by their"
+    " number. Quantiles are of the first 0.02 s behind a rest, in which the GPU keeps its highest"
+    " clocks; steady_us, power, clock and energy are those of steady work, behind 0.13 s of the"
+    " same. Graphs, those of whole models too, end in a dependent launch where the GPU has it,"
+    " with which their kernels follow each other faster."
     " Decode times the layer step at that context, prefill the forward pass that fills a"
     " state, train forward and backward."
 )

@@ -59,7 +59,10 @@ def scaled(table: Table, gpu: str) -> Table:
     high = time * max(ratios)
     times = (np.minimum(low, middle), middle, np.maximum(high, middle))
     rows = rows.assign(
-        **dict(zip(LATENCIES, times, strict=True)), roofline_us=target_floor, energy_j=np.nan
+        **dict(zip(LATENCIES, times, strict=True)),
+        roofline_us=target_floor,
+        energy_j=np.nan,
+        steady_us=np.nan,
     )
     estimate = {"table": table.name, "source": source_name, "target": target_name}
     meta = {**table.meta, ESTIMATE: estimate}

@@ -17,7 +17,6 @@ import torch
 
 import archsearch
 from archsearch import timing
-from archsearch.latency.cases import EMBEDDING
 from archsearch.latency.cases import Case
 from archsearch.latency.ceilings import Ceilings
 from archsearch.latency.ceilings import measure_ceilings
@@ -54,7 +53,7 @@ from archsearch.timing import Timing
 # done, total, remaining seconds
 OnProgress = Callable[[int, int, float], None]
 
-BUDGET_S = {"cpu": 0.24, "cuda": 0.05}
+BUDGET_S = {"cpu": 0.24, "cuda": timing.FULL_CLOCKS_S}
 # cases of a group are measured in turn, so that the passes over one lie seconds apart
 GROUP = 64
 MIN_REPEATS = {"decode": 30, "prefill": 7, "train": 5}
@@ -145,7 +144,8 @@ def measure_case(
         floor = row["roofline_us"] = floor_us(work.cost, measured_hardware(device))
         measured = _time(case, work, device, budget_s, meter)
         if ceilings is not None:
-            measured = _without_graph(case, measured, ceilings)
+            # a model pays for the replay of its graph once: predictions add it
+            measured = measured.plus(-ceilings.replay_us / measured.calls)
         measured = measured.per(work.count)
         if measured.p10_us <= 0:
             raise RuntimeError("it takes no longer than the replay of an empty CUDA graph")
@@ -157,15 +157,15 @@ def measure_case(
         return row | {"error": failure(error)}
     reading = meter.reading
     kernels = None if measured.kernels is None else round(measured.kernels)
-    watts = reading.power_w
     return row | {
         "latency_us_p10": measured.p10_us,
         "latency_us_p50": measured.p50_us,
         "latency_us_p90": measured.p90_us,
         "repeats": measured.repeats,
         "kernels": kernels,
-        "energy_j": None if watts is None else 1e-6 * watts * measured.p50_us,
-        "power_w": watts,
+        "steady_us": measured.steady_us,
+        "energy_j": reading.energy_j(measured.steady_us),
+        "power_w": reading.power_w,
         "sm_clock_mhz": reading.sm_clock_mhz,
         "throttled": reading.throttled,
         "used_cuda_graph": measured.used_cuda_graph,
@@ -205,12 +205,6 @@ def _time(case: Case, work: Work, device: str, budget_s: float, meter: Meter) ->
             before=work.before,
             during=meter,
         )
-
-
-def _without_graph(case: Case, measured: Timing, ceilings: Ceilings) -> Timing:
-    """Replaying a graph costs a model once: the embedding's row bears it, the others do not."""
-    measured = measured.plus(-ceilings.graph_us / measured.calls)
-    return measured.plus(ceilings.graph_us) if case.operator == EMBEDDING else measured
 
 
 def failure(error: Exception) -> str:

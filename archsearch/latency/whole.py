@@ -24,7 +24,9 @@ from archsearch.operators.base import DTYPE_BYTES
 from archsearch.space import ArchSpec
 from archsearch.space import count
 
-BUDGET_S = 1.5
+# seconds of samples: of a model that is asked for, and of one among many
+BUDGET_S = {"cpu": 1.5, "cuda": 0.1}
+MANY_BUDGET_S = {"cpu": 0.2, "cuda": 0.06}
 MIN_REPEATS = 10
 # a GPU repeats itself, and a long prefill takes a second
 MIN_REPEATS_GPU = 5
@@ -53,14 +55,13 @@ class Measurement:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of all rows that are computed in a second."""
-        return self.shape.tokens / self.timing.p50_us * 1e6
+        """Tokens of all rows that are computed in a second, of one call after another."""
+        return self.shape.tokens / (self.timing.steady_us or self.timing.p50_us) * 1e6
 
     @property
     def energy_j(self) -> float | None:
-        """Energy of one call, where the power is known."""
-        watts = self.reading.power_w
-        return None if watts is None else watts * self.timing.p50_us / 1e6
+        """Energy of one call among others, where the power is known."""
+        return self.reading.energy_j(self.timing.steady_us)
 
     @property
     def energy_per_token_j(self) -> float | None:
@@ -86,7 +87,7 @@ class WholeModel:
             self.model: HybridLM = build(spec, device=device, dtype=getattr(torch, dtype))
 
     def measure(
-        self, shape: Shape, *, budget_s: float = BUDGET_S, capacity: int | None = None
+        self, shape: Shape, *, budget_s: float | None = None, capacity: int | None = None
     ) -> Measurement:
         """Time one decode step behind `context` real tokens, one prefill of `context` tokens,
         or forward and backward over them; on a CPU the quietest of several measurements. A
@@ -101,6 +102,8 @@ class WholeModel:
                 f"capacity must exceed the context of a decode step; got {capacity} for {shape}"
             )
         what = f"{shape.phase} of batch {shape.batch} at context {shape.context}"
+        if budget_s is None:
+            budget_s = BUDGET_S[self.device.partition(":")[0]]
         with self._room(what, self._state_bytes(shape, capacity)):
             return self._measure(shape, budget_s, capacity)
 
@@ -172,7 +175,7 @@ class WholeModel:
 
 
 def measure_model(
-    spec: ArchSpec, shape: Shape, *, device: str = "cpu", budget_s: float = BUDGET_S
+    spec: ArchSpec, shape: Shape, *, device: str = "cpu", budget_s: float | None = None
 ) -> timing.Timing:
     """Time a freshly drawn model of `spec` at one shape; see `WholeModel`."""
     model = WholeModel(spec, device=device, dtype=shape.dtype)

@@ -33,7 +33,7 @@ from archsearch.space import count
 from archsearch.space import load
 
 DEVICE, DTYPE = "cuda", "bfloat16"
-BUDGET_S = 0.8
+BUDGET_S = 0.1
 COPY_BYTES = 2 << 30
 FRESH = Path(__file__).with_name("fresh.py")
 FRESH_MODEL, FRESH_CONTEXT = "nemotron-flash-1b", 8192

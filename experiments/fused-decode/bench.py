@@ -47,8 +47,8 @@ from archsearch.space import load
 
 MODELS = ("nemotron-flash-1b", "nemotron-flash-3b", "qwen3-0.6b")
 WARMUP, REPLAYS = 2, 20
-BUDGET_S = 0.4
-TUNING_BUDGET_S = 0.05
+BUDGET_S = 0.1
+TUNING_BUDGET_S = 0.02
 # products of a smaller share of all weights are left as they are
 SMALL = 0.015
 # a setting must gain so much to be kept: what repeats of one setting differ by

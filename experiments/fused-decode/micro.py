@@ -140,7 +140,9 @@ def copy_kernel(
 
 def mean_us(calls: Sequence[Call]) -> float:
     """Microseconds of a call among these, one after another."""
-    found = timing.measure(all_of(calls), device="cuda", warmup=1, budget_s=0.03, min_repeats=10)
+    found = timing.measure(
+        all_of(calls), device="cuda", warmup=1, budget_s=0.03, min_repeats=10, rest_s=0
+    )
     return found.per(len(calls)).p50_us
 
 

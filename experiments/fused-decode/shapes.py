@@ -102,7 +102,7 @@ def times(one: Product, batch: int) -> Iterator[tuple[blocks.Blocks, float]]:
         token = blocks.forced.set({"*": setting})
         try:
             found = timing.measure(
-                calls, device="cuda", warmup=1, budget_s=BUDGET_S, min_repeats=5
+                calls, device="cuda", warmup=1, budget_s=BUDGET_S, min_repeats=5, rest_s=0
             )
             yield setting, found.per(count).p50_us
         except Exception as error:

@@ -122,6 +122,21 @@ def test_between_rows_a_time_grows_with_the_work(
     assert found.energy_j == pytest.approx(found.latency_us / 1e4)
 
 
+def test_a_model_pays_for_its_replay_once() -> None:
+    shape = Shape("decode", 1, 1024, "bfloat16")
+    plain = table(cases_for_spec(SPEC, [shape]))
+    # what each stretch of measuring found it to cost; a stretch on a CPU says nothing
+    sessions = [{"id": place, "ceilings": {"replay_us": us}} for place, us in enumerate((3, 9, 4))]
+    meta = {**plain.meta, "sessions": [*sessions, {"id": 3}]}
+    told = Table("made-up", plain.rows.assign(steady_us=2 * plain.rows["latency_us_p50"]), meta)
+    once, twice = predict(SPEC, shape, plain), predict(SPEC, shape, told)
+    assert twice.latency_us == pytest.approx(once.latency_us + 4)
+    assert twice.parts["embedding"] == pytest.approx(once.parts["embedding"] + 4)
+    assert twice.parts["head"] == once.parts["head"]
+    assert twice.steady_us == pytest.approx(2 * once.latency_us + 4)
+    assert once.steady_us is None
+
+
 def test_a_window_bends_the_line_where_it_ends() -> None:
     window = json.loads(_case("w", 1, 1024).config)["window"]
     contexts = (window // 2, window * 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,14 +10,12 @@ import torch
 
 from archsearch.latency import warm
 from archsearch.latency.cases import Case
-from archsearch.latency.ceilings import Ceilings
 from archsearch.latency.nvml import Meter
 from archsearch.latency.nvml import Reading
 from archsearch.latency.nvml import Sensor
 from archsearch.latency.plan import Grid
 from archsearch.latency.shelf import Shelf
 from archsearch.latency.stack import stack_size
-from archsearch.latency.sweep import _without_graph
 from archsearch.timing import Timing
 
 MB, GB = 10**6, 10**9
@@ -56,21 +53,21 @@ def test_a_shelf_shares_layers_within_a_group() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_graph_itself_is_counted_once_per_model() -> None:
-    ceilings = Ceilings(4e12, 7e14, 2.0)
-    measured = Timing(10.0, 12.0, 14.0, 5, True, 6.0)
-    assert _without_graph(FFN, measured, ceilings).per(4).p50_us == 2.5
-    embedding = Case("embedding", '{"vocab_size":50}', 16, "decode", 1, 0, "float32")
-    # a sample is one of sixteen calls in a graph; a model has one graph
-    sixteen = replace(measured, calls=16)
-    assert _without_graph(embedding, sixteen, ceilings).p50_us == 12.0 - 2 / 16 + 2
+def test_the_parts_of_a_call_share_what_it_takes() -> None:
+    measured = Timing(10.0, 12.0, 14.0, 5, True, 6.0, steady_us=16.0)
+    half = measured.per(2)
+    assert (half.p50_us, half.kernels, half.steady_us) == (6.0, 3.0, 8.0)
+    more = measured.plus(1.0)
+    assert (more.p10_us, more.steady_us) == (11.0, 17.0)
+    nothing_known = Timing(1.0, 1.0, 1.0, 1)
+    assert nothing_known.per(2).kernels is None
+    assert nothing_known.plus(1.0).steady_us is None
 
 
-def test_the_kernels_of_a_call_are_shared_by_its_layers() -> None:
-    measured = Timing(10.0, 12.0, 14.0, 5, True, 6.0)
-    assert measured.per(2).kernels == 3.0
-    assert measured.plus(1.0).p10_us == 11.0
-    assert Timing(1.0, 1.0, 1.0, 1).per(2).kernels is None
+def test_energy_is_that_of_steady_work() -> None:
+    assert Reading(power_w=500.0).energy_j(2000.0) == 1.0
+    assert Reading(power_w=500.0).energy_j(None) is None
+    assert Reading().energy_j(2000.0) is None
 
 
 class FakeNVML:
@@ -118,14 +115,14 @@ def test_slowdowns_are_told_from_idling(reasons: int, throttled: bool) -> None:
     assert Sensor(FakeNVML(reasons=reasons), None).read().throttled is throttled
 
 
-def test_the_meter_looks_at_the_later_half() -> None:
+def test_the_meter_takes_medians_and_remembers_a_slowdown() -> None:
     readings = iter(
         [Reading(100.0, 1000, True), *(Reading(watts, 1900, False) for watts in (500.0, 600.0))]
     )
     meter = Meter(SimpleNamespace(read=lambda: next(readings)))  # type: ignore[arg-type]
     for _ in range(3):
         meter()
-    assert meter.reading == Reading(550.0, 1900, True)
+    assert meter.reading == Reading(500.0, 1900, True)
     nothing = Meter(None)
     nothing()
     assert nothing.reading == Reading()
