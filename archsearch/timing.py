@@ -37,12 +37,16 @@ MAX_STRETCH = 3
 REST_S = 0.1
 FULL_CLOCKS_S = 0.02
 # after so long at work clocks have settled, and NVML's power, renewed each 0.1 s, is of this work
-STEADY_AFTER_S = 0.13
-STEADY_S = 0.02
+STEADY_AFTER_S = 0.125
+STEADY_S = 0.01
+# less work than that is no interruption of a rest
+LIGHT_S = 0.005
 # so many replays are queued at most without a host wait
 CUDA_BURST = 200
 # a burst of more replays is one of short replays
 SHORT_BURST = 12
+# of a first impression
+ONCE_REPLAYS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,15 +122,19 @@ def measure(
             raise ValueError("before is for CPU timings: a CUDA graph replays timed work alone")
         recording = cudagraph.record(fn, device=device, warmup=warmup, times=inner)
         once_us = _once_us(recording, device)
+        if 1e-6 * once_us * (warmup + ONCE_REPLAYS) > LIGHT_S:
+            _worked(device)
         if once_us < min_replay_us:
-            inner *= math.ceil(min_replay_us / once_us)
+            more = math.ceil(min_replay_us / once_us)
+            inner *= more
             recording = cudagraph.record(fn, device=device, warmup=1, times=inner)
+            recording.replay()
+            once_us *= more
+        count = burst_size(once_us)
         with no_garbage_collection(collect=False):
-            timing = summarize(
-                _from_rest(recording, device, min_repeats, budget_s, rest_s),
-                used_cuda_graph=True,
-            )
-            steady_us = None if during is None else _steady_us(recording, device, during)
+            samples = _from_rest(recording, device, count, min_repeats, budget_s, rest_s)
+            steady_us = None if during is None else _steady_us(recording, device, count, during)
+        timing = summarize(samples, used_cuda_graph=True)
         timing = replace(timing, kernels=recording.kernels, calls=inner, steady_us=steady_us)
         return timing.per(inner)
     with cpu_threads(threads):
@@ -184,32 +192,50 @@ def undisturbed(samples: list[tuple[int, int]], min_repeats: int) -> list[float]
 
 
 def _from_rest(
-    recording: Recording, device: str, min_repeats: int, budget_s: float, rest_s: float
+    recording: Recording,
+    device: str,
+    count: int,
+    min_repeats: int,
+    budget_s: float,
+    rest_s: float,
 ) -> list[float]:
     """Samples of replays within FULL_CLOCKS_S of a rest, or first behind it; `budget_s` in all."""
-    once_us = _once_us(recording, device)
-    count, rested_until = burst_size(once_us), 0.0
     samples: list[float] = []
+    burst_s, rested_until = 0.0, 0.0
     while len(samples) < min_repeats or sum(samples) < 1e6 * budget_s:
-        if time.perf_counter() + 1e-6 * count * once_us > rested_until:
-            time.sleep(rest_s)
+        if time.perf_counter() + burst_s > rested_until:
+            # what the host did since the last work was a rest already
+            time.sleep(max(0.0, _worked_at.get(device, 0.0) + rest_s - time.perf_counter()))
             rested_until = time.perf_counter() + FULL_CLOCKS_S
-        samples += _burst(recording, device, count, _nothing)
+        burst = _burst(recording, device, count, _nothing)
+        samples += burst
+        burst_s = 1e-6 * sum(burst)
+        _worked(device)
         if len(samples) >= MAX_REPEATS:
             break
     return samples
 
 
-def _steady_us(recording: Recording, device: str, during: Callable[[], object]) -> float:
+def _steady_us(
+    recording: Recording, device: str, count: int, during: Callable[[], object]
+) -> float:
     """The median of replays behind STEADY_AFTER_S of nothing else."""
-    count = burst_size(_once_us(recording, device))
     begin = time.perf_counter()
     while time.perf_counter() - begin < STEADY_AFTER_S:
         _burst(recording, device, count, _nothing)
     samples: list[float] = []
     while sum(samples) < 1e6 * STEADY_S:
         samples += _burst(recording, device, count, during)
+    _worked(device)
     return float(np.median(samples))
+
+
+# when each GPU was last seen at more than light work
+_worked_at: dict[str, float] = {}
+
+
+def _worked(device: str) -> None:
+    _worked_at[device] = time.perf_counter()
 
 
 def _once_us(recording: Recording, device: str) -> float:
