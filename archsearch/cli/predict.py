@@ -258,7 +258,7 @@ def _throughput(answer: dict[str, Any]) -> str:
     text, steady = f"{answer['tokens_per_s']:,.0f} tokens/s", answer["steady_us"]
     if steady is None or steady < CAPPED * answer["latency_us"]:
         return text
-    return f"{text}, at {time(steady)} in steady work: the power cap holds"
+    return f"{text}, one each {time(steady)}: the power cap holds"
 
 
 def _uncertainty(explained: dict[str, Any], answer: dict[str, Any]) -> str:
