@@ -227,6 +227,11 @@ def _errors(agreement: Agreement) -> Any:
             f"{error.p90:.1%}",
             "–" if target is None else f"{target.p90:.0%}",
         )
+    for what, groups in agreement.others.items():
+        for group in groups:
+            error = group.error
+            median, p90 = f"{error.median:.1%}", f"{error.p90:.1%}"
+            table.add_row(f"{what}, {group.label}", str(error.count), median, "–", p90, "–")
     return table
 
 

@@ -27,7 +27,8 @@ BAND = 0.10
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One whole model at one shape: what the table said, and what the device did."""
+    """One whole model at one shape: what the table said, and what the device did. In
+    microseconds; where another quantity is compared (see `calibrate.OTHERS`), in its unit."""
 
     name: str
     shape: Shape

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ from archsearch.space import load
 
 RESULTS_FILE, SUMMARY_FILE = "results.csv", "summary.json"
 INTERPOLATION_FILE = "interpolation.csv"
+# what else a GPU's table and its models tell: the name -> the column of a measured row, which is
+# the field of a prediction too
+OTHERS = {"steady time": "steady_us", "energy": "energy_j"}
 OnSpec = Callable[[ArchSpec, list[Row]], None]
 
 
@@ -238,12 +242,15 @@ class Agreement:
     failed: tuple[str, ...]
     # how well the table's rows are told by their neighbours (see `holdout.leave_one_out`)
     left_out: pd.DataFrame
+    # the errors of `OTHERS`, where table and models tell them
+    others: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)
 
 
 def compare(plan: Plan, folder: Path) -> Agreement:
     """Predict what was measured into `folder`, as far as `plan` asks for it."""
     rows = valid_rows(folder, plan.table)
     comparisons, missing = [], []
+    others: dict[str, list[Comparison]] = {}
     for spec in plan.specs:
         answered, refused = plan.questions(spec)
         missing += [Missing(spec.name, shape, reason) for shape, reason in refused.items()]
@@ -253,14 +260,21 @@ def compare(plan: Plan, folder: Path) -> Agreement:
             if row["error"]:
                 missing.append(Missing(spec.name, shape, row["error"]))
                 continue
-            predicted = predict(spec, shape, plan.table).latency_us
-            comparisons.append(Comparison(spec.name, shape, predicted, row["latency_us_p50"]))
+            found = predict(spec, shape, plan.table)
+            measured = row["latency_us_p50"]
+            comparisons.append(Comparison(spec.name, shape, found.latency_us, measured))
+            for what, key in OTHERS.items():
+                told, measured = getattr(found, key), row.get(key)
+                if told is not None and measured is not None:
+                    other = Comparison(spec.name, shape, told, measured)
+                    others.setdefault(what, []).append(other)
     return Agreement(
         tuple(comparisons),
         tuple(group_errors(comparisons)),
         tuple(rank_orders(comparisons)),
         tuple(reasons(missing, plan.table)),
         leave_one_out(plan.table),
+        {what: tuple(group_errors(found)) for what, found in others.items()},
     )
 
 
@@ -277,7 +291,8 @@ def write_agreement(agreement: Agreement, plan: Plan, folder: Path) -> None:
     }
     summary = {
         **origin,
-        "groups": [asdict(group) | {"label": group.label} for group in agreement.groups],
+        "groups": _plain(agreement.groups),
+        "others": {what: _plain(groups) for what, groups in agreement.others.items()},
         "rank_orders": [asdict(order) for order in agreement.orders],
         "failed": list(agreement.failed),
     }
@@ -288,6 +303,10 @@ def write_agreement(agreement: Agreement, plan: Plan, folder: Path) -> None:
     interpolation.to_csv(folder / INTERPOLATION_FILE, index=False, float_format="%.5f")
     if plan.table.path is not None:
         write_calibration(plan.table, agreement.groups, origin)
+
+
+def _plain(groups: Sequence[Group]) -> list[Row]:
+    return [asdict(group) | {"label": group.label} for group in groups]
 
 
 def _write_results(agreement: Agreement, plan: Plan, folder: Path) -> None:

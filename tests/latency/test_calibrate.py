@@ -30,6 +30,7 @@ from archsearch.latency.calibration import calibration_error
 from archsearch.latency.calibration import write_calibration
 from archsearch.latency.missing import Missing
 from archsearch.latency.missing import reasons
+from archsearch.latency.predict import predict
 from archsearch.latency.repeat import repeat_rows
 from archsearch.latency.repeat import sample_rows
 from archsearch.latency.repeat import write_repeat
@@ -302,6 +303,28 @@ def test_models_that_were_measured_otherwise_do_not_count(
     assert not calibrate.compare(one, tmp_path).comparisons
     stale = replace(plan.table, holds_stale=True)
     assert len(calibrate.compare(replace(one, table=stale), tmp_path).comparisons) == 1
+
+
+def test_steady_time_and_energy_are_compared_where_both_tell(plan: Plan, tmp_path: Path) -> None:
+    one = replace(plan, specs=plan.specs[:1], shapes=SHAPES[:1])
+    calibrate.measure_all(one, tmp_path, device="cpu", budget_s=0.0)
+    assert calibrate.compare(one, tmp_path).others == {}, "a CPU tells neither"
+    rows = plan.table.rows.assign(steady_us=100.0, energy_j=0.5)
+    told = replace(one, table=replace(plan.table, rows=rows))
+    assert calibrate.compare(told, tmp_path).others == {}, "the model was measured without"
+    found = predict(one.specs[0], SHAPES[0], told.table)
+    assert found.steady_us is not None and found.energy_j is not None
+    (row,) = measured.read_rows(tmp_path)
+    row |= {"steady_us": found.steady_us / 1.1, "energy_j": found.energy_j / 0.8}
+    (tmp_path / measured.MEASURED_FILE).write_text(json.dumps(row) + "\n")
+    agreement = calibrate.compare(told, tmp_path)
+    errors = {what: groups[0].error.median for what, groups in agreement.others.items()}
+    assert errors == pytest.approx({"steady time": 0.1, "energy": 0.2})
+    calibrate.write_agreement(
+        agreement, replace(told, table=replace(told.table, path=None)), tmp_path
+    )
+    summary = json.loads((tmp_path / calibrate.SUMMARY_FILE).read_text())
+    assert summary["others"]["energy"][0]["label"] == "decode, batch 1"
 
 
 def test_a_table_of_another_device_is_refused(plan: Plan, tmp_path: Path) -> None:
