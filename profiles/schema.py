@@ -12,7 +12,7 @@ import pyarrow as pa
 
 PHASES = ("decode", "prefill", "train")
 
-# columns that tables of GPUs by method 5, and of CPUs by method 4, were written without
+# columns that older tables were written without
 ADDED = ("steady_us",)
 KEY = ("operator", "config", "hidden_size", "phase", "batch", "context", "dtype", "backend")
 LATENCIES = ("latency_us_p10", "latency_us_p50", "latency_us_p90")

@@ -217,21 +217,18 @@ def _errors(agreement: Agreement) -> Any:
     from archsearch.latency.agreement import target_of
 
     table = terminal.plain_table("error of", "n", "median", "target", "p90", "target")
-    for group in agreement.groups:
-        target, error = target_of(group), group.error
+    told = [(group.label, group.error, target_of(group)) for group in agreement.groups]
+    for what, groups in agreement.others.items():
+        told += [(f"{what}, {group.label}", group.error, None) for group in groups]
+    for label, error, target in told:
         table.add_row(
-            group.label,
+            label,
             str(error.count),
             f"{error.median:.1%}",
             "–" if target is None else f"{target.median:.0%}",
             f"{error.p90:.1%}",
             "–" if target is None else f"{target.p90:.0%}",
         )
-    for what, groups in agreement.others.items():
-        for group in groups:
-            error = group.error
-            median, p90 = f"{error.median:.1%}", f"{error.p90:.1%}"
-            table.add_row(f"{what}, {group.label}", str(error.count), median, "–", p90, "–")
     return table
 
 

@@ -60,6 +60,7 @@ INTERPOLATION_FILE = "interpolation.csv"
 # what else a GPU's table and its models tell: the name -> the column of a measured row, which is
 # the field of a prediction too
 OTHERS = {"steady time": "steady_us", "energy": "energy_j"}
+
 OnSpec = Callable[[ArchSpec, list[Row]], None]
 
 

@@ -29,7 +29,7 @@ METHOD_TEXT = (
     " has, otherwise more bytes than the L2 holds several times over, so often in a row that it"
     " takes 2 ms, less what a replay costs once (replay_us of the session), divided by their"
     " number. Quantiles are of the first 0.02 s behind a rest, in which the GPU keeps its highest"
-    " clocks; steady_us, power, clock and energy are those of steady work, behind 0.13 s of the"
+    " clocks; steady_us, power, clock and energy are those of steady work, behind 0.125 s of the"
     " same. Graphs, those of whole models too, end in a dependent launch where the GPU has it,"
     " with which their kernels follow each other faster."
     " Decode times the layer step at that context, prefill the forward pass that fills a"

@@ -81,8 +81,8 @@ def clocks(given: argparse.Namespace) -> None:
             at_ms = np.cumsum(samples) / 1e3
             spans = [samples[(at_ms > low) & (at_ms <= high)] for low, high in SPANS]
             tries.append([float(np.median(span)) for span in (hot, *spans)])
-        found.append({"rest_s": rest_s, "hot_us": [one[0] for one in tries]})
-        found[-1]["us_by_span"] = [one[1:] for one in tries]
+        hot_us, by_span = [one[0] for one in tries], [one[1:] for one in tries]
+        found.append({"rest_s": rest_s, "hot_us": hot_us, "us_by_span": by_span})
         print(f"rest {rest_s:5.3f} s", *np.median(tries, axis=0).round(0), flush=True)
     torch.cuda.synchronize()
     time.sleep(1.0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from archsearch.latency import sweep
 from archsearch.latency import warm
 from archsearch.latency.cases import Case
+from archsearch.latency.ceilings import Ceilings
 from archsearch.latency.nvml import Meter
 from archsearch.latency.nvml import Reading
 from archsearch.latency.nvml import Sensor
@@ -20,6 +23,7 @@ from archsearch.timing import Timing
 
 MB, GB = 10**6, 10**9
 FFN = Case("ffn", '{"activation":"swiglu","intermediate_size":32}', 16, "decode", 1, 0, "float32")
+EMBEDDING = Case("embedding", '{"vocab_size":50}', 16, "decode", 1, 0, "float32")
 HEAD = Case("head", '{"head_norm":false,"vocab_size":50}', 16, "decode", 1, 0, "float32")
 
 
@@ -62,6 +66,20 @@ def test_the_parts_of_a_call_share_what_it_takes() -> None:
     nothing_known = Timing(1.0, 1.0, 1.0, 1)
     assert nothing_known.per(2).kernels is None
     assert nothing_known.plus(1.0).steady_us is None
+
+
+@pytest.mark.parametrize("case", [FFN, EMBEDDING], ids=lambda case: case.operator)
+def test_no_row_holds_what_the_graph_itself_costs(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a sample is one of sixteen calls in a graph
+    measured = Timing(10.0, 12.0, 14.0, 5, True, 6.0, calls=16, steady_us=16.0)
+    monkeypatch.setattr(sweep, "_time", lambda *_: measured)
+    # as wide as the layers that run between on a CPU must be
+    wide = replace(case, hidden_size=64)
+    row = sweep.measure_case(wide, ceilings=Ceilings(4e12, 7e14, replay_us=2.0))
+    assert row["latency_us_p50"] == 12.0 - 2 / 16
+    assert row["steady_us"] == 16.0 - 2 / 16
 
 
 def test_energy_is_that_of_steady_work() -> None:

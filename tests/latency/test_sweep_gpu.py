@@ -45,7 +45,11 @@ def test_decode_rows_of_all_operators(tmp_path: Path) -> None:
     (session,) = table.meta["sessions"]
     assert session["ceilings"]["read_bytes_s"] > 0
     assert session["ceilings"]["replay_us"] < 20
-    assert (rows["power_w"].isna() | (rows["power_w"] > 0)).all()
+    told = rows[rows["power_w"].notna()]
+    assert (told["power_w"] > 0).all()
+    assert told["energy_j"].tolist() == pytest.approx(
+        (1e-6 * told["power_w"] * told["steady_us"]).tolist()
+    )
 
 
 def test_what_does_not_fit_is_a_row_and_the_next_case_runs() -> None:
