@@ -38,6 +38,7 @@ REST_S = 0.1
 FULL_CLOCKS_S = 0.02
 # after so long at work clocks have settled, and NVML's power, renewed each 0.1 s, is of this work
 STEADY_AFTER_S = 0.125
+# so long samples are taken then, at least
 STEADY_S = 0.01
 # less work than that is no interruption of a rest
 LIGHT_S = 0.005
@@ -55,8 +56,8 @@ class Timing:
     number of kernels that the call launches, where it could be counted. A sample was the mean of
     `calls` in a row.
 
-    On a GPU the quantiles are from rest, at its highest clocks; `steady_us` is the median once
-    it has been at work for so long that its power cap holds, where that was asked for."""
+    On a GPU the quantiles are those at its highest clocks; `steady_us` is the median once it has
+    been at work for so long that its power cap holds, where that was asked for."""
 
     p10_us: float
     p50_us: float
@@ -101,7 +102,7 @@ def measure(
     rest_s: float = REST_S,
     threads: int = CPU_THREADS,
     before: Callable[[], object] | None = None,
-    during: Callable[[], object] | None = None,
+    during: Callable[[], bool] | None = None,
 ) -> Timing:
     """Time `fn()` repeatedly for about `budget_s` seconds, at least `min_repeats` times.
 
@@ -109,8 +110,9 @@ def measure(
     CUDA graph and its replays are timed by events; what cannot be captured raises. A graph that
     takes less than `min_replay_us` is captured again with more calls in a row. It is replayed
     for FULL_CLOCKS_S at a time, behind a rest of `rest_s` (0: for what draws little power). With
-    `during` the replays then go on until the GPU works steadily, which gives `steady_us`;
-    `during()` runs on the host meanwhile. On a CPU torch computes with `threads` threads, and
+    `during` the GPU first works until it does so steadily, which gives `steady_us`; `during()`,
+    called on the host meanwhile, says whether the GPU has power to spare: it keeps its highest
+    clocks then, and no rest is needed. On a CPU torch computes with `threads` threads, and
     `before()` runs untimed ahead of every sample.
     """
     if warmup < 1 or min_repeats < 1 or inner < 1:
@@ -132,8 +134,14 @@ def measure(
             once_us *= more
         count = burst_size(once_us)
         with no_garbage_collection(collect=False):
-            samples = _from_rest(recording, device, count, min_repeats, budget_s, rest_s)
-            steady_us = None if during is None else _steady_us(recording, device, count, during)
+            samples, steady_us = list[float](), None
+            if during is not None:
+                samples, has_spare = _steady(
+                    recording, device, count, min_repeats, budget_s, during
+                )
+                steady_us = float(np.median(samples))
+            if during is None or not has_spare:
+                samples = _from_rest(recording, device, count, min_repeats, budget_s, rest_s)
         timing = summarize(samples, used_cuda_graph=True)
         timing = replace(timing, kernels=recording.kernels, calls=inner, steady_us=steady_us)
         return timing.per(inner)
@@ -216,18 +224,27 @@ def _from_rest(
     return samples
 
 
-def _steady_us(
-    recording: Recording, device: str, count: int, during: Callable[[], object]
-) -> float:
-    """The median of replays behind STEADY_AFTER_S of nothing else."""
+def _steady(
+    recording: Recording,
+    device: str,
+    count: int,
+    min_repeats: int,
+    budget_s: float,
+    during: Callable[[], bool],
+) -> tuple[list[float], bool]:
+    """Samples behind STEADY_AFTER_S of nothing else, and whether the GPU had power to spare: if
+    so as many as are asked for, else STEADY_S of them."""
     begin = time.perf_counter()
     while time.perf_counter() - begin < STEADY_AFTER_S:
         _burst(recording, device, count, _nothing)
     samples: list[float] = []
-    while sum(samples) < 1e6 * STEADY_S:
-        samples += _burst(recording, device, count, during)
+    seen: list[bool] = []
+    while sum(samples) < 1e6 * STEADY_S or (
+        all(seen) and (len(samples) < min_repeats or sum(samples) < 1e6 * budget_s)
+    ):
+        samples += _burst(recording, device, count, lambda: seen.append(during()))
     _worked(device)
-    return float(np.median(samples))
+    return samples, all(seen)
 
 
 # when each GPU was last seen at more than light work

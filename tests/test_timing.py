@@ -94,6 +94,33 @@ def test_a_gpu_rests_before_its_highest_clocks_end(
     assert slept == pytest.approx([timing.REST_S / 2, *[timing.REST_S] * (rests - 1)])
 
 
+@pytest.mark.parametrize(
+    ("once_us", "spare", "count"),
+    # seconds of samples: the budget or five of them; else enough to know the steady time
+    [(1000.0, True, 20), (90_000.0, True, 5), (1000.0, False, 10), (90_000.0, False, 1)],
+)
+def test_steady_work_is_sampled_until_it_is_known(
+    once_us: float, spare: bool, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, watched = [100.0], [0]
+
+    def burst(_recording: Any, _device: str, count: int, during: Any) -> list[float]:
+        now[0] += 1e-6 * count * once_us
+        watched[0] += during is not timing._nothing
+        during()
+        return [once_us] * count
+
+    monkeypatch.setattr(timing, "_burst", burst)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "_worked_at", {})
+    samples, has_spare = timing._steady(None, "cuda", 1, 5, 0.02, lambda: spare)  # type: ignore[arg-type]
+    assert (len(samples), has_spare) == (count, spare)
+    assert watched == [count]
+    assert now[0] - 1e-6 * sum(samples) >= 100.0 + timing.STEADY_AFTER_S
+    # whatever is measured next has to rest first
+    assert timing._worked_at == {"cuda": now[0]}
+
+
 def test_quantiles_and_parts() -> None:
     found = timing.summarize([float(value) for value in range(1, 12)])
     assert (found.p10_us, found.p50_us, found.p90_us, found.repeats) == (2.0, 6.0, 10.0, 11)

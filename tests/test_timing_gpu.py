@@ -28,12 +28,27 @@ def test_a_large_copy_takes_what_the_memory_allows() -> None:
 
 def test_kernels_are_counted_and_the_host_looks_on() -> None:
     x = torch.ones(1 << 20, device="cuda")
-    looks: list[int] = []
-    timing = measure(
-        lambda: x.mul_(1).add_(1), device="cuda", inner=3, during=lambda: looks.append(1)
-    )
+    looks: list[bool] = []
+
+    def look() -> bool:
+        looks.append(True)
+        return True
+
+    timing = measure(lambda: x.mul_(1).add_(1), device="cuda", inner=3, during=look)
     assert timing.kernels == 2
     assert looks
+    # with power to spare one measurement is both
+    assert timing.steady_us == timing.p50_us
+
+
+def test_with_power_to_spare_no_rest_is_needed() -> None:
+    large = torch.ones(2**28, device="cuda")
+    found = [
+        measure(lambda: large.sum(), device="cuda", during=during)
+        for during in (lambda: True, lambda: False)
+    ]
+    assert found[0].p50_us == pytest.approx(found[1].p50_us, rel=0.02)
+    assert found[0].steady_us == pytest.approx(found[1].steady_us, rel=0.02)
 
 
 def waits_at_once() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import cached_property
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +18,9 @@ from typing import Any
 SLOWDOWNS = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
 POWER_INSTANT = 186
 SM_CLOCK = 1
+# a GPU that draws less than this share of its power cap keeps its highest clocks
+# (experiments/power-cap)
+SPARE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,17 @@ class Sensor:
             sm_clock_mhz=None if clock is None else int(clock),
             throttled=None if reasons is None else bool(int(reasons) & SLOWDOWNS),
         )
+
+    def has_spare(self, power_w: float | None) -> bool:
+        """Whether at this power the cap is far; False where the device does not tell."""
+        limit_w = self._limit_w
+        return power_w is not None and limit_w is not None and power_w < SPARE * limit_w
+
+    @cached_property
+    def _limit_w(self) -> float | None:
+        """The power cap."""
+        limit = self._ask("nvmlDeviceGetEnforcedPowerLimit")
+        return None if limit is None else float(limit) / 1000
 
     def driver(self) -> str | None:
         """The driver's version."""
@@ -83,10 +98,12 @@ class Meter:
         self._sensor = sensor
         self._readings: list[Reading] = []
 
-    def __call__(self) -> None:
-        """Take a reading."""
-        if self._sensor is not None:
-            self._readings.append(self._sensor.read())
+    def __call__(self) -> bool:
+        """Take a reading; whether the GPU is known to have power to spare."""
+        if self._sensor is None:
+            return False
+        self._readings.append(self._sensor.read())
+        return self._sensor.has_spare(self._readings[-1].power_w)
 
     @property
     def reading(self) -> Reading:

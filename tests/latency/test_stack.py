@@ -109,6 +109,9 @@ class FakeNVML:
     def nvmlDeviceGetPowerUsage(self, handle: object) -> int:
         return self._answer("average", 300_000)
 
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: object) -> int:
+        return self._answer("limit", 700_000)
+
     def nvmlDeviceGetClockInfo(self, handle: object, kind: int) -> int:
         assert kind == 1
         return self._answer("clock", 1980)
@@ -125,6 +128,21 @@ def test_the_sensor_reads_what_the_driver_tells() -> None:
 
 
 @pytest.mark.parametrize(
+    ("nvml", "watts", "spare"),
+    [
+        (FakeNVML(), 594.0, True),
+        (FakeNVML(), 596.0, False),
+        (FakeNVML(), None, False),
+        (FakeNVML("limit"), 100.0, False),
+    ],
+)
+def test_power_is_to_spare_far_below_the_cap(
+    nvml: FakeNVML, watts: float | None, spare: bool
+) -> None:
+    assert Sensor(nvml, None).has_spare(watts) is spare
+
+
+@pytest.mark.parametrize(
     ("reasons", "throttled"),
     # idle, application clocks, display; power cap, heat, power brake
     [(0x1, False), (0x2, False), (0x100, False), (0x4, True), (0x40, True), (0x80, True)],
@@ -137,12 +155,12 @@ def test_the_meter_takes_medians_and_remembers_a_slowdown() -> None:
     readings = iter(
         [Reading(100.0, 1000, True), *(Reading(watts, 1900, False) for watts in (500.0, 600.0))]
     )
-    meter = Meter(SimpleNamespace(read=lambda: next(readings)))  # type: ignore[arg-type]
-    for _ in range(3):
-        meter()
+    fake = SimpleNamespace(read=lambda: next(readings), has_spare=lambda watts: watts < 550)
+    meter = Meter(fake)  # type: ignore[arg-type]
+    assert [meter() for _ in range(3)] == [True, True, False]
     assert meter.reading == Reading(500.0, 1900, True)
     nothing = Meter(None)
-    nothing()
+    assert nothing() is False
     assert nothing.reading == Reading()
 
 
