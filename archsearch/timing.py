@@ -68,6 +68,11 @@ class Timing:
     calls: int = 1
     steady_us: float | None = None
 
+    @property
+    def sustained_us(self) -> float:
+        """The median of one call after another."""
+        return self.p50_us if self.steady_us is None else self.steady_us
+
     def per(self, count: float) -> Timing:
         """The share of one out of `count` equal parts of the call."""
         return replace(

@@ -146,14 +146,12 @@ def _todo(
 
 
 def measure_latency(model: WholeModel, question: Question, budget_s: float) -> Row:
-    """The decode step of one row at several contexts, with room for all `tokens`."""
+    """The decode step of one row among others at several contexts, with room for all `tokens`."""
     shapes = [Shape("decode", 1, context, question.dtype) for context in question.contexts]
     found = [model.measure(shape, budget_s=budget_s, capacity=question.tokens) for shape in shapes]
     return {
         "contexts": list(question.contexts),
-        "step_us": [one.timing.p50_us for one in found],
-        "step_us_p10": [one.timing.p10_us for one in found],
-        "step_us_p90": [one.timing.p90_us for one in found],
+        "step_us": [one.timing.sustained_us for one in found],
         "step_bytes": [count.step_bytes(model.spec, shape) for shape in shapes],
         **_values(found[-1]),
     }
@@ -180,9 +178,7 @@ def measure_throughput(model: WholeModel, question: Question, budget_s: float) -
         "batch": found.shape.batch,
         "batches_tried": tries,
         "context": question.middle,
-        "step_us": found.timing.p50_us,
-        "step_us_p10": found.timing.p10_us,
-        "step_us_p90": found.timing.p90_us,
+        "step_us": found.timing.sustained_us,
         "step_bytes": count.step_bytes(model.spec, found.shape),
         **_values(found),
     }

@@ -20,7 +20,7 @@ POWER_INSTANT = 186
 SM_CLOCK = 1
 # a GPU that draws less than this share of its power cap keeps its highest clocks
 # (experiments/power-cap)
-SPARE = 0.85
+SPARE = 0.93
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,12 @@ class Sensor:
             throttled=None if reasons is None else bool(int(reasons) & SLOWDOWNS),
         )
 
-    def has_spare(self, power_w: float | None) -> bool:
-        """Whether at this power the cap is far; False where the device does not tell."""
-        limit_w = self._limit_w
-        return power_w is not None and limit_w is not None and power_w < SPARE * limit_w
+    def has_spare(self, reading: Reading) -> bool:
+        """Whether the power cap is far then; False where the device does not tell."""
+        power_w, limit_w = reading.power_w, self._limit_w
+        if power_w is None or limit_w is None or reading.throttled:
+            return False
+        return power_w < SPARE * limit_w
 
     @cached_property
     def _limit_w(self) -> float | None:
@@ -103,7 +105,7 @@ class Meter:
         if self._sensor is None:
             return False
         self._readings.append(self._sensor.read())
-        return self._sensor.has_spare(self._readings[-1].power_w)
+        return self._sensor.has_spare(self._readings[-1])
 
     @property
     def reading(self) -> Reading:

@@ -25,7 +25,9 @@ VOCABULARY = 131072
 # more tokens at once are no prompt that one GPU reads in one go
 MAX_PREFILL_TOKENS = 65536
 # a GPU's seconds for one case: building, recording and replaying; then per TFLOP of a long one
-BASE_S, TFLOP_S = 0.2, 0.03
+BASE_S, TFLOP_S = 0.3, 0.03
+# until so much of a plan is done, what is expected counts too: a first case may compile for long
+EXPECTED_S = 2.0
 
 
 class Group(NamedTuple):
@@ -187,16 +189,18 @@ class Pace:
 
     @property
     def left_s(self) -> float:
-        """Seconds that the rest takes: each phase at its own pace, one without a finished case
+        """Seconds that the rest takes: each phase at its own pace, as far as that is known, and
         at the pace of all; 0 before the first is done."""
         planned, taken = sum(self._planned.values()), sum(self._taken.values())
         if not planned:
             return 0.0
-        left = 0.0
-        for phase, expected in self._left.items():
-            seen = self._planned[phase]
-            left += max(expected, 0.0) * (self._taken[phase] / seen if seen else taken / planned)
-        return left
+        pace = (taken + EXPECTED_S) / (planned + EXPECTED_S)
+        return sum(
+            max(expected, 0.0)
+            * (self._taken[phase] + EXPECTED_S * pace)
+            / (self._planned[phase] + EXPECTED_S)
+            for phase, expected in self._left.items()
+        )
 
     def _expected(self, case: Case) -> float:
         if case not in self._known:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,10 @@ from archsearch.profiles import Table
 from archsearch.space import ArchSpec
 from archsearch.space import LayerSpec
 from archsearch.space.count import layer_shape
+
+# a GPU that begins rested keeps its highest clocks for about so long at work that its power cap
+# does not allow for (experiments/power-cap); a call that takes longer gives way for the rest
+FULL_CLOCKS_US = 50_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class Prediction:
 
     @property
     def latency_us(self) -> float:
-        """The sum of medians."""
+        """The sum of medians, from rest."""
         return sum(part.latency_us for part in self.by_operator)
 
     @property
@@ -99,7 +104,9 @@ def predict(spec: ArchSpec, shape: Shape, table: Table) -> Prediction:
         operator = key if isinstance(key, str) else key[0]
         rows.setdefault(operator, []).append((calls, page.rows[key]))
     rows["head"] = [(1, page.head)]
-    return Prediction(tuple(_part(operator, found) for operator, found in rows.items()))
+    parts = [_part(operator, found) for operator, found in rows.items()]
+    late = _late_share(sum(part.latency_us for part in parts))
+    return Prediction(tuple(_given_way(part, late) for part in parts))
 
 
 def predict_many(specs: Iterable[ArchSpec], shape: Shape, table: Table) -> NDArray[np.float64]:
@@ -126,7 +133,8 @@ def predict_patterns(
         times = known.get(width)
         if times is None:
             times = known[width] = _Defaults(pages, {**fields, "hidden_size": width})
-        found.append(times.rest_us + sum(map(times.__getitem__, codes)))
+        total = times.rest_us + sum(map(times.__getitem__, codes))
+        found.append(total if total <= FULL_CLOCKS_US else times.given_way(total, codes))
     return np.array(found, dtype=np.float64)
 
 
@@ -142,22 +150,27 @@ class _Page:
         self._seen = layer_shape(spec, shape)
         self.embedding, self.head = (self._row(case) for case in part_cases(spec, shape))
         self.rest_us = self.embedding.p50 + self.head.p50
+        self.rest_steady_us = self.embedding.steady_us + self.head.steady_us
         self.rows: dict[_Key, Row] = {}
         self._medians: dict[_Key, float] = {}
 
     def total(self, spec: ArchSpec) -> float:
-        """The sum of medians."""
+        """What `predict` says of its latency."""
         medians = self._medians
         try:
             # `_key` written out: searches come through here by the millions
-            return self.rest_us + sum(
+            total = self.rest_us + sum(
                 [
                     medians[layer.operator if not layer.config else _key(layer)]
                     for layer in spec.layers
                 ]
             )
         except KeyError:
-            return self.rest_us + sum([medians[key] for key in self.keys(spec)])
+            total = self.rest_us + sum([medians[key] for key in self.keys(spec)])
+        if total <= FULL_CLOCKS_US:
+            return total
+        steady = sum(self.rows[key].steady_us for key in self.keys(spec))
+        return _with_late(total, self.rest_steady_us + steady)
 
     def keys(self, spec: ArchSpec) -> list[_Key]:
         """The key in `rows` of every layer; raises ValueError for one that the table lacks."""
@@ -197,13 +210,20 @@ class _Defaults(dict[str, float]):
 
     def __init__(self, pages: _Pages, fields: Mapping[str, Any]) -> None:
         self._pages, self._fields = pages, fields
-        self.rest_us = pages.of(self._spec()).rest_us
+        page = pages.of(self._spec())
+        self.rest_us, self._rest_steady_us = page.rest_us, page.rest_steady_us
+        self._steady: dict[str, float] = {}
 
     def __missing__(self, code: str) -> float:
         spec = self._spec(code)
         page = self._pages.of(spec)
-        self[code] = page.rows[page.keys(spec)[0]].p50
-        return self[code]
+        row = page.rows[page.keys(spec)[0]]
+        self[code], self._steady[code] = row.p50, row.steady_us
+        return row.p50
+
+    def given_way(self, total: float, codes: Sequence[str]) -> float:
+        """The latency of a model whose medians sum to `total`, more than FULL_CLOCKS_US."""
+        return _with_late(total, self._rest_steady_us + sum(self._steady[code] for code in codes))
 
     def _spec(self, *codes: str) -> ArchSpec:
         return ArchSpec.create(**self._fields, layers=[{"operator": code} for code in codes])
@@ -230,6 +250,29 @@ def _part(operator: str, found: Sequence[tuple[int, Row]]) -> Part:
     )
     calls = sum(calls for calls, _ in found)
     return Part(operator, calls, p50, p10, p90, _known(floor), _known(energy), _known(steady))
+
+
+def _late_share(us: float) -> float:
+    """The share of a call of so many microseconds in which the power cap may hold."""
+    return max(0.0, 1.0 - FULL_CLOCKS_US / us)
+
+
+def _with_late(us: float, steady_us: float) -> float:
+    """A time at the highest clocks with its late share in steady work, where that is known."""
+    return us if math.isnan(steady_us) else us + _late_share(us) * (steady_us - us)
+
+
+def _given_way(part: Part, late: float) -> Part:
+    """A part of a call of which the share `late` is steady work."""
+    if not late or part.steady_us is None:
+        return part
+    stretch = 1 + late * (part.steady_us / part.latency_us - 1)
+    return replace(
+        part,
+        latency_us=stretch * part.latency_us,
+        low_us=stretch * part.low_us,
+        high_us=stretch * part.high_us,
+    )
 
 
 def _known(value: float) -> float | None:

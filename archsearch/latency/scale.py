@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,9 +66,21 @@ def scaled(table: Table, gpu: str) -> Table:
         steady_us=np.nan,
     )
     estimate = {"table": table.name, "source": source_name, "target": target_name}
-    meta = {**table.meta, ESTIMATE: estimate}
+    meta = {**table.meta, ESTIMATE: estimate, **_sessions(table, launches)}
     name = f"{target_name}, estimated from {table.name}"
     return Table(name, rows, meta, stale=table.stale, holds_stale=table.holds_stale)
+
+
+def _sessions(table: Table, launches: float) -> dict[str, Any]:
+    """The table's sessions, where it has some, with the cost of a graph's replay so many times as
+    large."""
+    found = []
+    for entry in table.meta.get("sessions", ()):
+        ceilings = dict(entry.get("ceilings", {}))
+        if "replay_us" in ceilings:
+            ceilings["replay_us"] *= launches
+        found.append({**entry, "ceilings": ceilings})
+    return {"sessions": found} if found else {}
 
 
 def find_gpu(name: str) -> str:

@@ -53,13 +53,14 @@ from archsearch.timing import Timing
 # done, total, remaining seconds
 OnProgress = Callable[[int, int, float], None]
 
-BUDGET_S = {"cpu": 0.24, "cuda": timing.FULL_CLOCKS_S}
+# on a GPU less than one burst from rest takes: one rest is enough for short replays
+BUDGET_S = {"cpu": 0.24, "cuda": timing.FULL_CLOCKS_S / 2}
 # cases of a group are measured in turn, so that the passes over one lie seconds apart
 GROUP = 64
 MIN_REPEATS = {"decode": 30, "prefill": 7, "train": 5}
-GPU_MIN_REPEATS = 5
-# what a replay costs beyond its kernels, 3 to 15 us, is little of this
-MIN_REPLAY_US = 2000.0
+GPU_MIN_REPEATS = 3
+# by how much the cost of a replay differs from graph to graph is nothing of this
+MIN_REPLAY_US = 1000.0
 
 
 def profile(

@@ -24,9 +24,10 @@ from archsearch.operators.base import DTYPE_BYTES
 from archsearch.space import ArchSpec
 from archsearch.space import count
 
-# seconds of samples: of a model that is asked for, and of one among many
+# seconds of samples: of a model that is asked for, and of one among many, where a GPU's rests are
+# to be few
 BUDGET_S = {"cpu": 1.5, "cuda": 0.1}
-MANY_BUDGET_S = {"cpu": 0.2, "cuda": 0.06}
+MANY_BUDGET_S = {"cpu": 0.2, "cuda": 0.75 * timing.FULL_CLOCKS_S}
 MIN_REPEATS = 10
 # a GPU repeats itself, and a long prefill takes a second
 MIN_REPEATS_GPU = 5
@@ -56,7 +57,7 @@ class Measurement:
     @property
     def tokens_per_s(self) -> float:
         """Tokens of all rows that are computed in a second, of one call after another."""
-        return self.shape.tokens / (self.timing.steady_us or self.timing.p50_us) * 1e6
+        return 1e6 * self.shape.tokens / self.timing.sustained_us
 
     @property
     def energy_j(self) -> float | None:

@@ -126,11 +126,22 @@ def test_the_rest_takes_as_long_as_its_phases_took() -> None:
     assert pace.left_s == 0.0
     for case in decode:
         pace.done(case, 3 * plan.expected_s(case))
-    # nothing is known of prefill yet: the pace of all
-    assert pace.left_s == pytest.approx(3 * plan.total_s(prefill))
+    # nothing is known of prefill yet: the pace of all, and what is expected of it
+    pace_of_all = (3 * plan.total_s(decode) + plan.EXPECTED_S) / (
+        plan.total_s(decode) + plan.EXPECTED_S
+    )
+    assert 1 < pace_of_all < 3
+    assert pace.left_s == pytest.approx(pace_of_all * plan.total_s(prefill))
     for case in prefill[:4]:
         pace.done(case, plan.expected_s(case))
-    assert pace.left_s == pytest.approx(plan.total_s(prefill[4:]))
+    assert plan.total_s(prefill[4:]) < pace.left_s < pace_of_all * plan.total_s(prefill[4:])
+
+
+def test_one_case_that_compiles_for_long_does_not_foretell_hours() -> None:
+    cases = SMALL.cases()
+    pace = plan.Pace(cases)
+    pace.done(cases[0], 60 * plan.expected_s(cases[0]))
+    assert pace.left_s < 20 * plan.total_s(cases)
 
 
 def test_a_config_that_does_not_exist_has_a_pace_too() -> None:

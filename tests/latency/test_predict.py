@@ -14,6 +14,7 @@ from archsearch.latency import cases_for_space
 from archsearch.latency import cases_for_spec
 from archsearch.latency import predict
 from archsearch.latency import predict_many
+from archsearch.latency import predict_patterns
 from archsearch.latency.cases import model_cases
 from archsearch.operators import Shape
 from archsearch.profiles import Table
@@ -100,6 +101,28 @@ def test_sum_of_rows(full: Table) -> None:
     }
     assert found.latency_us == 218.0
     assert (found.low_us, found.high_us) == (109.0, 436.0)
+
+
+@pytest.mark.parametrize(("scale", "late"), [(200.0, 0.0), (500.0, 1 - 50_000 / 109_000)])
+def test_a_long_call_gives_way_to_the_power_cap(scale: float, late: float) -> None:
+    shape = SHAPES[0]
+    rows = []
+    for case in cases_for_spec(SPEC, [shape]):
+        median = scale * time_of(case)
+        # in steady work FFNs are slower
+        steady = 1.1 * median if case.operator == "ffn" else median
+        rows.append(measured(case, **_exactly(median), steady_us=steady))
+    capped = table([], *rows)
+    found = predict(SPEC, shape, capped)
+    assert found.parts["ffn"] == pytest.approx(scale * 80 * (1 + 0.1 * late))
+    assert found.parts["attention"] == pytest.approx(scale * 52)
+    assert found.steady_us == pytest.approx(scale * 226)
+    assert found.high_us == pytest.approx(found.latency_us)
+    assert predict_many([SPEC], shape, capped)[0] == pytest.approx(found.latency_us)
+    pattern = (64, ("a", "f", "m2", "f", "a", "f", "m2", "f"))
+    assert predict_patterns([pattern], shape, capped, vocab_size=100)[0] == pytest.approx(
+        found.latency_us
+    )
 
 
 def test_decode_interpolates_linearly(full: Table) -> None:

@@ -138,6 +138,18 @@ def test_a_model_is_predicted_from_an_estimate() -> None:
     assert predict(SPEC, SHAPE, measured).energy_j == 4.0
 
 
+def test_the_replay_of_the_graph_scales_with_launches() -> None:
+    rows = [row(case, 20.0, bytes=1000, kernels=0) for case in CASES.values()]
+    plain = table(*rows)
+    ceilings = {"replay_us": 3.0, "read_bytes_s": 1.0}
+    sessions = [{"id": 0, "ceilings": ceilings}, {"id": 1}]
+    replayed = Table(plain.name, plain.rows, {**plain.meta, "sessions": sessions})
+    launches = PEAKS["Orin"].launch_us / H200.launch_us
+    more = [predict(SPEC, SHAPE, scaled(one, "Orin")).latency_us for one in (replayed, plain)]
+    assert more[0] - more[1] == pytest.approx(3.0 * launches)
+    assert ceilings["replay_us"] == 3.0
+
+
 @pytest.mark.parametrize(
     ("name", "found"),
     [

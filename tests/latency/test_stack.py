@@ -128,18 +128,20 @@ def test_the_sensor_reads_what_the_driver_tells() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nvml", "watts", "spare"),
+    ("nvml", "reading", "spare"),
     [
-        (FakeNVML(), 594.0, True),
-        (FakeNVML(), 596.0, False),
-        (FakeNVML(), None, False),
-        (FakeNVML("limit"), 100.0, False),
+        (FakeNVML(), Reading(650.0, 1980, False), True),
+        (FakeNVML(), Reading(652.0, 1980, False), False),
+        (FakeNVML(), Reading(500.0, 1980, True), False),
+        (FakeNVML(), Reading(650.0), True),
+        (FakeNVML(), Reading(), False),
+        (FakeNVML("limit"), Reading(100.0, 1980, False), False),
     ],
 )
 def test_power_is_to_spare_far_below_the_cap(
-    nvml: FakeNVML, watts: float | None, spare: bool
+    nvml: FakeNVML, reading: Reading, spare: bool
 ) -> None:
-    assert Sensor(nvml, None).has_spare(watts) is spare
+    assert Sensor(nvml, None).has_spare(reading) is spare
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_the_meter_takes_medians_and_remembers_a_slowdown() -> None:
     readings = iter(
         [Reading(100.0, 1000, True), *(Reading(watts, 1900, False) for watts in (500.0, 600.0))]
     )
-    fake = SimpleNamespace(read=lambda: next(readings), has_spare=lambda watts: watts < 550)
+    fake = SimpleNamespace(read=lambda: next(readings), has_spare=lambda seen: seen.power_w < 550)
     meter = Meter(fake)  # type: ignore[arg-type]
     assert [meter() for _ in range(3)] == [True, True, False]
     assert meter.reading == Reading(500.0, 1900, True)
