@@ -3,9 +3,11 @@
     python experiments/power-cap/measure.py clocks OUT.json
     python experiments/power-cap/measure.py rows OUT.json [--table nvidia-h200] [--count 50]
     python experiments/power-cap/measure.py agree ONE.json OTHER.json
+    python experiments/power-cap/measure.py spare ROWS.json TABLE ...
 
 `rows` measures a sample of a table's cases by the present method; `agree` holds two such files
-against each other. The first two need a GPU.
+against each other; `spare` tells from such files and tables from which power on steady work is
+slower than work from rest. The first two need a GPU.
 """
 
 from __future__ import annotations
@@ -37,15 +39,20 @@ from archsearch.latency.repeat import sample_rows
 from archsearch.latency.sweep import BUDGET_S
 from archsearch.latency.sweep import measure_case
 from archsearch.profiles import load_table
+from archsearch.profiles.store import read_table
 
 DEVICE = "cuda"
 # an FFN of Nemotron-Flash-1B's width over 8,192 tokens
 TOKENS, WIDTH, INNER = 8192, 2048, 6144
 HOT_S, TRIES = 1.0, 3
-RESTS_S = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+RESTS_S = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # milliseconds at work behind the rest
-SPANS = ((0, 10), (10, 20), (20, 30), (30, 60))
+SPANS = ((0, 10), (10, 20), (20, 30), (30, 60), (60, 100), (100, 200))
 WATCH_S, BURST = 0.5, 4
+# of an H200 with a cap of 700 W
+POWERS_W = (600, 651, 700, 750)
+# seconds at work before NVML is asked for the first time in UNASKED_S
+ASKED_S, UNASKED_S = (0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.125, 0.2), 0.3
 
 
 def main() -> None:
@@ -62,6 +69,9 @@ def main() -> None:
     command.add_argument("one", type=Path)
     command.add_argument("other", type=Path)
     command.set_defaults(run=agree)
+    command = commands.add_parser("spare")
+    command.add_argument("sources", type=Path, nargs="+")
+    command.set_defaults(run=spare)
     given = parser.parse_args()
     given.run(given)
 
@@ -77,7 +87,7 @@ def clocks(given: argparse.Namespace) -> None:
             hot = np.median(replay(recording, HOT_S)[-20:])
             torch.cuda.synchronize()
             time.sleep(rest_s)
-            samples = replay(recording, 0.07)
+            samples = replay(recording, 0.21)
             at_ms = np.cumsum(samples) / 1e3
             spans = [samples[(at_ms > low) & (at_ms <= high)] for low, high in SPANS]
             tries.append([float(np.median(span)) for span in (hot, *spans)])
@@ -95,8 +105,26 @@ def clocks(given: argparse.Namespace) -> None:
 
     replay(recording, WATCH_S, look)
     print("power", *(f"{at:.3f} s {watts} W;" for at, watts in changes(power)))
-    result = {"spans_ms": SPANS, "behind_a_rest": found, "power": power}
+    asked = [(after_s, first_power(recording, after_s)) for after_s in TRIES * ASKED_S]
+    print("asked once", *(f"{after_s:.3f} s {watts} W;" for after_s, watts in asked))
+    result = {"spans_ms": SPANS, "behind_a_rest": found, "power": power, "asked_once": asked}
     write(given.out, result)
+
+
+def first_power(recording: cudagraph.Recording, after_s: float) -> float | None:
+    """What NVML tells behind so long at work, when it was not asked for a while."""
+    torch.cuda.synchronize()
+    time.sleep(UNASKED_S)
+    told, reader = [], sensor(DEVICE)
+    begin = time.perf_counter()
+
+    def look() -> None:
+        if reader is not None and not told and time.perf_counter() - begin >= after_s:
+            told.append(reader.read().power_w)
+
+    while time.perf_counter() - begin < after_s + 0.02:
+        replay(recording, 0.001, look)
+    return told[0] if told else None
 
 
 def changes(power: list[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
@@ -160,6 +188,31 @@ def agree(given: argparse.Namespace) -> None:
             f"{key:15} median {np.median(off):.2%}, largest {off.max():.1%},"
             f" {within} of {len(off)} within {TOLERANCE:.0%}"
         )
+
+
+def spare(given: argparse.Namespace) -> None:
+    """By power: rows that were timed both ways, and how many are slower in steady work."""
+    found = [
+        row
+        for source in given.sources
+        for row in (
+            read_table(source)[0].rows.to_dict("records")
+            if source.is_dir()
+            else json.loads(source.read_text("utf-8"))["rows"]
+        )
+        # with power to spare one measurement is both
+        if not row["error"] and row["steady_us"] != row["latency_us_p50"]
+    ]
+    watts = np.array([row["power_w"] for row in found])
+    slower = np.array([row["steady_us"] / row["latency_us_p50"] - 1 for row in found])
+    print("watts       rows  steady slower: median     p95  largest  by 3 % and more")
+    for low, high in pairwise((0, *POWERS_W, np.inf)):
+        some = slower[(watts >= low) & (watts < high)]
+        if len(some):
+            print(
+                f"{low:4} to {high:4} {len(some):5} {np.median(some):22.1%}"
+                f" {np.quantile(some, 0.95):7.1%} {some.max():8.1%} {(some >= TOLERANCE).sum():16}"
+            )
 
 
 if __name__ == "__main__":
