@@ -32,6 +32,7 @@ class Recorder:
 
     def __init__(self, table: Table, folder: Path, session: int) -> None:
         self.table, self._folder, self._session = table, folder, session
+        self._began_at = time.monotonic()
         self._new: dict[Case, dict[str, Any]] = {}
         self._latest: dict[Case, dict[str, Any]] = {}
         # first of all: a folder that cannot be written is found before any work
@@ -56,7 +57,13 @@ class Recorder:
     def save(self) -> None:
         """Bring the rows into the table; the journal begins anew."""
         rows = merge(self.table.rows, make_rows(list(self._new.values())))
-        self.table = save_table(replace(self.table, rows=rows), self._folder)
+        took = {"seconds": round(time.monotonic() - self._began_at, 1)}
+        sessions = [
+            entry | took if entry["id"] == self._session else entry
+            for entry in self.table.meta.get("sessions", [])
+        ]
+        meta = {**self.table.meta, "sessions": sessions}
+        self.table = save_table(replace(self.table, rows=rows, meta=meta), self._folder)
         (self._folder / JOURNAL_FILE).unlink(missing_ok=True)
         self._new.clear()
         self._saved_at = time.monotonic()
