@@ -38,7 +38,7 @@ REST_S = 0.1
 FULL_CLOCKS_S = 0.02
 # after so long at work clocks have settled, and NVML's power, renewed each 0.1 s, is of this work
 STEADY_AFTER_S = 0.125
-# so long samples are taken then, at least
+# so long samples are enough to know the median of that
 STEADY_S = 0.01
 # less work than that is no interruption of a rest
 LIGHT_S = 0.005
@@ -56,8 +56,9 @@ class Timing:
     number of kernels that the call launches, where it could be counted. A sample was the mean of
     `calls` in a row.
 
-    On a GPU the quantiles are those at its highest clocks; `steady_us` is the median once it has
-    been at work for so long that its power cap holds, where that was asked for."""
+    On a GPU the quantiles are those of its highest clocks, as far as these last (REST_S);
+    `steady_us` is the median once it has been at work for so long that its power cap holds, where
+    that was asked for."""
 
     p10_us: float
     p50_us: float
@@ -237,16 +238,14 @@ def _steady(
     budget_s: float,
     during: Callable[[], bool],
 ) -> tuple[list[float], bool]:
-    """Samples behind STEADY_AFTER_S of nothing else, and whether the GPU had power to spare: if
-    so as many as are asked for, else STEADY_S of them."""
+    """Samples behind STEADY_AFTER_S of nothing else, and whether the GPU had power to spare; if
+    not, STEADY_S of them at most are enough."""
     begin = time.perf_counter()
     while time.perf_counter() - begin < STEADY_AFTER_S:
         _burst(recording, device, count, _nothing)
     samples: list[float] = []
     seen: list[bool] = []
-    while sum(samples) < 1e6 * STEADY_S or (
-        all(seen) and (len(samples) < min_repeats or sum(samples) < 1e6 * budget_s)
-    ):
+    while len(samples) < min_repeats or sum(samples) < 1e6 * (budget_s if all(seen) else STEADY_S):
         samples += _burst(recording, device, count, lambda: seen.append(during()))
     _worked(device)
     return samples, all(seen)

@@ -6,11 +6,13 @@ import gc
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from archsearch import cudagraph
 from archsearch import hardware
 from archsearch import timing
 
@@ -96,8 +98,8 @@ def test_a_gpu_rests_before_its_highest_clocks_end(
 
 @pytest.mark.parametrize(
     ("once_us", "spare", "count"),
-    # seconds of samples: the budget or five of them; else enough to know the steady time
-    [(1000.0, True, 20), (90_000.0, True, 5), (1000.0, False, 10), (90_000.0, False, 1)],
+    # the budget; without power to spare only so many as tell the median; five of them at least
+    [(1000.0, True, 20), (90_000.0, True, 5), (1000.0, False, 10), (90_000.0, False, 5)],
 )
 def test_steady_work_is_sampled_until_it_is_known(
     once_us: float, spare: bool, count: int, monkeypatch: pytest.MonkeyPatch
@@ -119,6 +121,23 @@ def test_steady_work_is_sampled_until_it_is_known(
     assert now[0] - 1e-6 * sum(samples) >= 100.0 + timing.STEADY_AFTER_S
     # whatever is measured next has to rest first
     assert timing._worked_at == {"cuda": now[0]}
+
+
+@pytest.mark.parametrize("spare", [True, False])
+def test_a_gpu_is_timed_once_if_it_has_power_to_spare(
+    spare: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = SimpleNamespace(kernels=3, replay=lambda: None)
+    monkeypatch.setattr(cudagraph, "record", lambda *_args, **_options: recording)
+    monkeypatch.setattr(timing, "_once_us", lambda *_: 1000.0)
+    monkeypatch.setattr(timing, "_steady", lambda *_: ([9.0, 10.0, 11.0], spare))
+    monkeypatch.setattr(timing, "_from_rest", lambda *_: [7.0, 8.0, 9.0, 10.0, 11.0])
+    found = timing.measure(lambda: None, device="cuda", during=lambda: spare)
+    assert (found.p50_us, found.repeats) == ((10.0, 3) if spare else (9.0, 5))
+    assert found.steady_us == found.sustained_us == 10.0
+    # nobody asked for steady work
+    found = timing.measure(lambda: None, device="cuda")
+    assert (found.p50_us, found.steady_us, found.sustained_us) == (9.0, None, 9.0)
 
 
 def test_quantiles_and_parts() -> None:

@@ -57,7 +57,7 @@ class Sensor:
     def has_spare(self, reading: Reading) -> bool:
         """Whether the power cap is far then; False where the device does not tell."""
         power_w, limit_w = reading.power_w, self._limit_w
-        if power_w is None or limit_w is None or reading.throttled:
+        if power_w is None or limit_w is None or reading.throttled is not False:
             return False
         return power_w < SPARE * limit_w
 

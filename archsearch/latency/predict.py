@@ -28,8 +28,8 @@ from archsearch.space import ArchSpec
 from archsearch.space import LayerSpec
 from archsearch.space.count import layer_shape
 
-# a GPU that begins rested keeps its highest clocks for about so long at work that its power cap
-# does not allow for (experiments/power-cap); a call that takes longer gives way for the rest
+# a GPU that begins rested keeps its highest clocks at work that its power cap does not allow for
+# at least 20 ms, and for about so long (experiments/power-cap); a longer call gives way then
 FULL_CLOCKS_US = 50_000.0
 
 
@@ -58,17 +58,17 @@ class Prediction:
 
     @property
     def latency_us(self) -> float:
-        """The sum of medians, from rest."""
+        """The sum of medians; of a long call, the late share of it in steady work."""
         return sum(part.latency_us for part in self.by_operator)
 
     @property
     def low_us(self) -> float:
-        """The sum of 10 % quantiles; from a scaled table the lower bound."""
+        """The same of 10 % quantiles; from a scaled table the lower bound."""
         return sum(part.low_us for part in self.by_operator)
 
     @property
     def high_us(self) -> float:
-        """The sum of 90 % quantiles; from a scaled table the upper bound."""
+        """The same of 90 % quantiles; from a scaled table the upper bound."""
         return sum(part.high_us for part in self.by_operator)
 
     @property
@@ -93,7 +93,8 @@ class Prediction:
 
 
 def predict(spec: ArchSpec, shape: Shape, table: Table) -> Prediction:
-    """Latency of `spec` at `shape`: one decode step, one prefill or one training step.
+    """Latency of `spec` at `shape`: one decode step, one prefill or one training step, begun
+    rested.
 
     Interpolates between measured batches and contexts; raises ValueError that says which row
     is missing, or which range was measured, and the command that measures more.
@@ -104,9 +105,11 @@ def predict(spec: ArchSpec, shape: Shape, table: Table) -> Prediction:
         operator = key if isinstance(key, str) else key[0]
         rows.setdefault(operator, []).append((calls, page.rows[key]))
     rows["head"] = [(1, page.head)]
-    parts = [_part(operator, found) for operator, found in rows.items()]
-    late = _late_share(sum(part.latency_us for part in parts))
-    return Prediction(tuple(_given_way(part, late) for part in parts))
+    found = Prediction(tuple(_part(*item) for item in rows.items()))
+    late = _late_share(found.latency_us)
+    if not late or found.steady_us is None:
+        return found
+    return Prediction(tuple(_given_way(part, late) for part in found.by_operator))
 
 
 def predict_many(specs: Iterable[ArchSpec], shape: Shape, table: Table) -> NDArray[np.float64]:
@@ -167,7 +170,7 @@ class _Page:
             )
         except KeyError:
             total = self.rest_us + sum([medians[key] for key in self.keys(spec)])
-        if total <= FULL_CLOCKS_US:
+        if total <= FULL_CLOCKS_US or math.isnan(self.rest_steady_us):
             return total
         steady = sum(self.rows[key].steady_us for key in self.keys(spec))
         return _with_late(total, self.rest_steady_us + steady)
@@ -264,9 +267,7 @@ def _with_late(us: float, steady_us: float) -> float:
 
 def _given_way(part: Part, late: float) -> Part:
     """A part of a call of which the share `late` is steady work."""
-    if not late or part.steady_us is None:
-        return part
-    stretch = 1 + late * (part.steady_us / part.latency_us - 1)
+    stretch = 1 + late * (_number(part.steady_us) / part.latency_us - 1)
     return replace(
         part,
         latency_us=stretch * part.latency_us,

@@ -82,7 +82,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 def session(number: int, meta: Mapping[str, Any], ceilings: Mapping[str, float]) -> dict[str, Any]:
     """The entry of one stretch of measuring in a table's list of `sessions`."""
-    kept = ("measured", "git_commit", "software", "packages")
+    kept = ("measured", "git_commit", "software", "packages", "method_text")
     return {"id": number, **{key: meta[key] for key in kept}, "ceilings": dict(ceilings)}
 
 

@@ -65,7 +65,7 @@ def explain(question: Question) -> dict[str, str]:
         "throughput": f"Behind {question.input_tokens:,} input tokens, at the largest batch that"
         f" fits{limit} with {question.output_tokens:,} output tokens: batch over the step in the"
         " middle of the output. +prefill: with the time of all prompts, that of one times the"
-        " batch.",
+        " batch. Times are of steady work, one call after another.",
         "floor": "Bytes of weights, states and key/value caches over the read bandwidth that this"
         " run measured, as a share of the time.",
         "NF": "How many times as fast Nemotron-Flash is by the figure before: the 1B or the 3B, as"

@@ -32,9 +32,9 @@ def scaled(table: Table, gpu: str) -> Table:
 
     The median of a row is the estimate; its 10 % and 90 % columns are bounds: the whole time
     scaled by the most and by the least favourable ratio of bandwidth, FLOP rate and launch
-    time, not below the floor of that GPU. `meta["estimate"]` names both GPUs. A table of that
-    very GPU is returned as it is. Raises ValueError for an unknown GPU and for a table of a CPU
-    or of a GPU without known peaks.
+    time, not below the floor of that GPU. The one replay of a model's graph scales as launches do.
+    `meta["estimate"]` names both GPUs. A table of that very GPU is returned as it is. Raises
+    ValueError for an unknown GPU and for a table of a CPU or of a GPU without known peaks.
     """
     target_name = find_gpu(gpu)
     target = PEAKS[target_name]

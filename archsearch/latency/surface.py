@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One layer: microseconds from rest and in steady work, and joules; not a number where the
-    table does not tell."""
+    """One layer: microseconds at the highest clocks and in steady work, and joules; not a number
+    where the table does not tell."""
 
     p10: float
     p50: float

@@ -172,8 +172,6 @@ def decode_row(model: WholeModel, decode: Decode, speeds: dict[str, float]) -> R
     floors = {kind: 1e3 * moved / speed for kind, speed in speeds.items()}
     return {
         "ms": milliseconds,
-        "p10_ms": found.timing.p10_us / 1e3,
-        "p90_ms": found.timing.p90_us / 1e3,
         "kernels": found.timing.kernels,
         "backends": dict(found.backends),
         "step_bytes": moved,

@@ -125,6 +125,18 @@ def test_a_long_call_gives_way_to_the_power_cap(scale: float, late: float) -> No
     )
 
 
+@pytest.mark.parametrize("lacking", ["head", "ffn"])
+def test_a_long_call_stays_as_it_is_where_steady_time_is_not_known(lacking: str) -> None:
+    rows = []
+    for case in cases_for_spec(SPEC, SHAPES[:1]):
+        median = 500.0 * time_of(case)
+        steady = {} if case.operator == lacking else {"steady_us": 1.1 * median}
+        rows.append(measured(case, **_exactly(median), **steady))
+    partly = table([], *rows)
+    assert predict(SPEC, SHAPES[0], partly).latency_us == pytest.approx(109_000)
+    assert predict_many([SPEC], SHAPES[0], partly)[0] == pytest.approx(109_000)
+
+
 def test_decode_interpolates_linearly(full: Table) -> None:
     found = predict(SPEC, Shape("decode", 1, 320), full)
     assert found.parts["attention"] == pytest.approx(2 * (10 + 320 / 8))

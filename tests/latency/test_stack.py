@@ -133,7 +133,7 @@ def test_the_sensor_reads_what_the_driver_tells() -> None:
         (FakeNVML(), Reading(650.0, 1980, False), True),
         (FakeNVML(), Reading(652.0, 1980, False), False),
         (FakeNVML(), Reading(500.0, 1980, True), False),
-        (FakeNVML(), Reading(650.0), True),
+        (FakeNVML(), Reading(500.0), False),
         (FakeNVML(), Reading(), False),
         (FakeNVML("limit"), Reading(100.0, 1980, False), False),
     ],
