@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SHOWN_CASES = 300
 SHOWN_ERRORS = 20
 MAX_JOBS = 16
+DIED = "a process that compiles kernels died: those that are left are compiled as they are met"
 
 
 def profile(
@@ -168,13 +169,18 @@ def _warm(
     """Compile the kernels of what is left to measure."""
     if jobs == 0 or not device.startswith("cuda"):
         return
+    from concurrent.futures.process import BrokenProcessPool
+
     from archsearch.cli.progress import profiling
     from archsearch.hardware import available_cores
     from archsearch.latency.warm import warm
 
     jobs = min(MAX_JOBS, available_cores()) if jobs is None else jobs
-    with profiling(console, "compiled", "groups of kernels") as on_progress:
-        warm(_left(cases, folder), device, jobs=jobs, limit_s=limit_s, on_progress=on_progress)
+    try:
+        with profiling(console, "compiled", "groups of kernels") as on_progress:
+            warm(_left(cases, folder), device, jobs=jobs, limit_s=limit_s, on_progress=on_progress)
+    except BrokenProcessPool:
+        console.print(DIED, soft_wrap=True)
 
 
 def _merge(folders: list[Path], out: Path | None, console: Console) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import groupby
@@ -44,7 +45,7 @@ def warm(
 ) -> int:
     """Run what `to_compile` picks from the cases once, spread over `jobs` processes; nothing new
     begins after `limit_s` seconds. Returns how many of these groups ran; one that fails is left
-    to the sweep, which says why."""
+    to the sweep, which says why. Raises BrokenProcessPool where a process died."""
     groups = to_compile(cases)
     jobs = min(jobs, len(groups))
     if jobs < 1:
@@ -58,7 +59,10 @@ def warm(
     ) as pool:
         runs = [pool.submit(run_group, group, device, deadline) for group in groups]
         for done, run in enumerate(as_completed(runs)):
-            ran += run.exception() is None and run.result()
+            error = run.exception()
+            if isinstance(error, BrokenProcessPool):
+                raise error
+            ran += error is None and run.result()
             if on_progress:
                 left = (time.monotonic() - begin) / (done + 1) * (len(groups) - done - 1)
                 on_progress(done + 1, len(groups), left)

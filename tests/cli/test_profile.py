@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +47,28 @@ def test_plan_measure_plan(
     assert lines(capsys)[3].split() == ["all", "2", "2", "0"]
     assert call([*command, "--limit-minutes", "0", "--batch", "2"]) == 0
     assert "left to measure: 1 decode, 1 prefill; run the same command again" in lines(capsys)
+
+
+def test_processes_that_die_while_they_compile_keep_nothing_from_being_measured(
+    tiny: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dies(*_: Any, **__: Any) -> int:
+        raise BrokenProcessPool
+
+    def measures(_cases: Any, *, folder: Path, **_: Any) -> Any:
+        return sweep.profile(_cases, folder=folder)
+
+    monkeypatch.setattr("archsearch.latency.warm.warm", dies)
+    monkeypatch.setattr("archsearch.cli.device.chosen", lambda _: "cuda")
+    monkeypatch.setattr("archsearch.latency.profile", measures)
+    out = tmp_path / "mine"
+    assert call(["profile", *tiny, "--out", str(out)]) == 0
+    shown = lines(capsys)
+    assert "a process that compiles kernels died" in shown[0]
+    assert shown[-1].endswith(f"rows in {out}")
 
 
 def test_merge(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

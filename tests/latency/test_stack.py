@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -204,3 +206,11 @@ def test_what_is_compiled_ahead_is_little_and_enough(monkeypatch: pytest.MonkeyP
         if group[0].operator in warm.PREFERRED
     ]
     assert fused == [[(1, 16), (1, 32), (2, 16), (2, 32), (4, 16)], [(1, 0), (2, 0), (4, 0)]]
+
+
+def test_compiling_processes_that_die_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the first thing that each of them does
+    monkeypatch.setattr(warm, "_take_turns", os._exit)
+    cases = Grid(codes=("gd",), widths=(64,), batches=(1,), contexts=(16,)).cases()
+    with pytest.raises(BrokenProcessPool):
+        warm.warm(cases, "cpu", jobs=1)
