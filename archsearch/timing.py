@@ -36,6 +36,8 @@ MAX_STRETCH = 3
 # (experiments/power-cap)
 REST_S = 0.1
 FULL_CLOCKS_S = 0.02
+# seconds of samples for which one rest is enough: a burst of short replays fills more than half
+ONE_REST_S = FULL_CLOCKS_S / 2
 # after so long at work clocks have settled, and NVML's power, renewed each 0.1 s, is of this work
 STEADY_AFTER_S = 0.125
 # so long samples are enough to know the median of that
@@ -140,13 +142,13 @@ def measure(
             once_us *= more
         count = burst_size(once_us)
         with no_garbage_collection(collect=False):
-            samples, steady_us = list[float](), None
+            steady_us, has_spare = None, False
             if during is not None:
                 samples, has_spare = _steady(
                     recording, device, count, min_repeats, budget_s, during
                 )
                 steady_us = float(np.median(samples))
-            if during is None or not has_spare:
+            if not has_spare:
                 samples = _from_rest(recording, device, count, min_repeats, budget_s, rest_s)
         timing = summarize(samples, used_cuda_graph=True)
         timing = replace(timing, kernels=recording.kernels, calls=inner, steady_us=steady_us)
@@ -239,7 +241,7 @@ def _steady(
     during: Callable[[], bool],
 ) -> tuple[list[float], bool]:
     """Samples behind STEADY_AFTER_S of nothing else, and whether the GPU had power to spare; if
-    not, STEADY_S of them at most are enough."""
+    not, STEADY_S of them are enough."""
     begin = time.perf_counter()
     while time.perf_counter() - begin < STEADY_AFTER_S:
         _burst(recording, device, count, _nothing)

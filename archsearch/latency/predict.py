@@ -30,7 +30,7 @@ from archsearch.space.count import layer_shape
 
 # a GPU that begins rested keeps its highest clocks at work that its power cap does not allow for
 # at least 20 ms, and for about so long (experiments/power-cap); a longer call gives way then
-FULL_CLOCKS_US = 50_000.0
+GIVES_WAY_US = 50_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def predict_patterns(
         if times is None:
             times = known[width] = _Defaults(pages, {**fields, "hidden_size": width})
         total = times.rest_us + sum(map(times.__getitem__, codes))
-        found.append(total if total <= FULL_CLOCKS_US else times.given_way(total, codes))
+        found.append(total if total <= GIVES_WAY_US else times.given_way(total, codes))
     return np.array(found, dtype=np.float64)
 
 
@@ -170,10 +170,10 @@ class _Page:
             )
         except KeyError:
             total = self.rest_us + sum([medians[key] for key in self.keys(spec)])
-        if total <= FULL_CLOCKS_US or math.isnan(self.rest_steady_us):
+        if total <= GIVES_WAY_US or math.isnan(self.rest_steady_us):
             return total
         steady = sum(self.rows[key].steady_us for key in self.keys(spec))
-        return _with_late(total, self.rest_steady_us + steady)
+        return _with_late(total, self.rest_steady_us + steady, _late_share(total))
 
     def keys(self, spec: ArchSpec) -> list[_Key]:
         """The key in `rows` of every layer; raises ValueError for one that the table lacks."""
@@ -225,8 +225,9 @@ class _Defaults(dict[str, float]):
         return row.p50
 
     def given_way(self, total: float, codes: Sequence[str]) -> float:
-        """The latency of a model whose medians sum to `total`, more than FULL_CLOCKS_US."""
-        return _with_late(total, self._rest_steady_us + sum(self._steady[code] for code in codes))
+        """The latency of a model whose medians sum to `total`, more than GIVES_WAY_US."""
+        steady = sum(self._steady[code] for code in codes)
+        return _with_late(total, self._rest_steady_us + steady, _late_share(total))
 
     def _spec(self, *codes: str) -> ArchSpec:
         return ArchSpec.create(**self._fields, layers=[{"operator": code} for code in codes])
@@ -257,17 +258,18 @@ def _part(operator: str, found: Sequence[tuple[int, Row]]) -> Part:
 
 def _late_share(us: float) -> float:
     """The share of a call of so many microseconds in which the power cap may hold."""
-    return max(0.0, 1.0 - FULL_CLOCKS_US / us)
+    return max(0.0, 1.0 - GIVES_WAY_US / us)
 
 
-def _with_late(us: float, steady_us: float) -> float:
-    """A time at the highest clocks with its late share in steady work, where that is known."""
-    return us if math.isnan(steady_us) else us + _late_share(us) * (steady_us - us)
+def _with_late(us: float, steady_us: float, late: float) -> float:
+    """A time at the highest clocks with the share `late` of it in steady work, where that is
+    known."""
+    return us if math.isnan(steady_us) else us + late * (steady_us - us)
 
 
 def _given_way(part: Part, late: float) -> Part:
     """A part of a call of which the share `late` is steady work."""
-    stretch = 1 + late * (_number(part.steady_us) / part.latency_us - 1)
+    stretch = _with_late(part.latency_us, _number(part.steady_us), late) / part.latency_us
     return replace(
         part,
         latency_us=stretch * part.latency_us,

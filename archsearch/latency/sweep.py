@@ -53,8 +53,7 @@ from archsearch.timing import Timing
 # done, total, remaining seconds
 OnProgress = Callable[[int, int, float], None]
 
-# on a GPU less than one burst from rest takes: one rest is enough for short replays
-BUDGET_S = {"cpu": 0.24, "cuda": timing.FULL_CLOCKS_S / 2}
+BUDGET_S = {"cpu": 0.24, "cuda": timing.ONE_REST_S}
 # cases of a group are measured in turn, so that the passes over one lie seconds apart
 GROUP = 64
 MIN_REPEATS = {"decode": 30, "prefill": 7, "train": 5}

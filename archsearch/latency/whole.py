@@ -24,10 +24,9 @@ from archsearch.operators.base import DTYPE_BYTES
 from archsearch.space import ArchSpec
 from archsearch.space import count
 
-# seconds of samples: of a model that is asked for, and of one among many, where a GPU's rests are
-# to be few
+# seconds of samples: of a model that is asked for, and of one among many
 BUDGET_S = {"cpu": 1.5, "cuda": 0.1}
-MANY_BUDGET_S = {"cpu": 0.2, "cuda": 0.75 * timing.FULL_CLOCKS_S}
+MANY_BUDGET_S = {"cpu": 0.2, "cuda": timing.ONE_REST_S}
 MIN_REPEATS = 10
 # a GPU repeats itself, and a long prefill takes a second
 MIN_REPEATS_GPU = 5

@@ -39,7 +39,6 @@ from archsearch.latency.repeat import sample_rows
 from archsearch.latency.sweep import BUDGET_S
 from archsearch.latency.sweep import measure_case
 from archsearch.profiles import load_table
-from archsearch.profiles.store import read_table
 
 DEVICE = "cuda"
 # an FFN of Nemotron-Flash-1B's width over 8,192 tokens
@@ -196,7 +195,7 @@ def spare(given: argparse.Namespace) -> None:
         row
         for source in given.sources
         for row in (
-            read_table(source)[0].rows.to_dict("records")
+            load_table(source, allow_stale=True).rows.to_dict("records")
             if source.is_dir()
             else json.loads(source.read_text("utf-8"))["rows"]
         )
