@@ -60,6 +60,7 @@ INTERPOLATION_FILE = "interpolation.csv"
 # what else a GPU's table and its models tell: the name -> the column of a measured row, which is
 # the field of a prediction too
 OTHERS = {"steady time": "steady_us", "energy": "energy_j"}
+NOT_YET = "not measured yet with the present sources and packages"
 
 OnSpec = Callable[[ArchSpec, list[Row]], None]
 
@@ -255,8 +256,10 @@ def compare(plan: Plan, folder: Path) -> Agreement:
     for spec in plan.specs:
         answered, refused = plan.questions(spec)
         missing += [Missing(spec.name, shape, reason) for shape, reason in refused.items()]
-        for row in rows:
-            if row["id"] != spec.id or (shape := shape_of(row)) not in answered:
+        by_shape = {shape_of(row): row for row in rows if row["id"] == spec.id}
+        for shape in answered:
+            if (row := by_shape.get(shape)) is None:
+                missing.append(Missing(spec.name, shape, NOT_YET))
                 continue
             if row["error"]:
                 missing.append(Missing(spec.name, shape, row["error"]))

@@ -25,7 +25,7 @@ VOCABULARY = 131072
 # more tokens at once are no prompt that one GPU reads in one go
 MAX_PREFILL_TOKENS = 65536
 # a GPU's seconds for one case: building, recording and replaying; then per TFLOP of a long one
-BASE_S, TFLOP_S = 0.3, 0.03
+BASE_S, TFLOP_S = 0.35, 0.03
 # until so much of a plan is done, what is expected counts too: a first case may compile for long
 EXPECTED_S = 2.0
 
