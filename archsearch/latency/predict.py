@@ -156,24 +156,21 @@ class _Page:
         self.rest_steady_us = self.embedding.steady_us + self.head.steady_us
         self.rows: dict[_Key, Row] = {}
         self._medians: dict[_Key, float] = {}
+        self._steady: dict[_Key, float] = {}
 
     def total(self, spec: ArchSpec) -> float:
         """What `predict` says of its latency."""
-        medians = self._medians
+        # `_key` written out: searches come through here by the millions
+        keys = [layer.operator if not layer.config else _key(layer) for layer in spec.layers]
         try:
-            # `_key` written out: searches come through here by the millions
-            total = self.rest_us + sum(
-                [
-                    medians[layer.operator if not layer.config else _key(layer)]
-                    for layer in spec.layers
-                ]
-            )
+            total = self.rest_us + sum(map(self._medians.__getitem__, keys))
         except KeyError:
-            total = self.rest_us + sum([medians[key] for key in self.keys(spec)])
-        if total <= GIVES_WAY_US or math.isnan(self.rest_steady_us):
+            self.keys(spec)
+            total = self.rest_us + sum(map(self._medians.__getitem__, keys))
+        if total <= GIVES_WAY_US:
             return total
-        steady = sum(self.rows[key].steady_us for key in self.keys(spec))
-        return _with_late(total, self.rest_steady_us + steady, _late_share(total))
+        steady = self.rest_steady_us + sum(map(self._steady.__getitem__, keys))
+        return _with_late(total, steady, _late_share(total))
 
     def keys(self, spec: ArchSpec) -> list[_Key]:
         """The key in `rows` of every layer; raises ValueError for one that the table lacks."""
@@ -181,7 +178,7 @@ class _Page:
         for layer, config, key in zip(spec.layers, spec.configs, found, strict=True):
             if key not in self.rows:
                 row = self._row(layer_case(layer.operator, config, self._seen))
-                self.rows[key], self._medians[key] = row, row.p50
+                self.rows[key], self._medians[key], self._steady[key] = row, row.p50, row.steady_us
         return found
 
     def _row(self, case: Case) -> Row:

@@ -43,7 +43,7 @@ SHAPE = Shape("decode", 4, 2000, "bfloat16")
 NEEDED_PER_S, NEEDED_SINGLE_US, NEEDED_INDEX_S = 100_000, 1000, 0.5
 
 
-def made_up_table(size: int) -> Table:
+def made_up_table(size: int, unit_us: float = 1.0) -> Table:
     """The first `size` rows of the preset, the space and the zoo, with made-up times."""
     batches, contexts = (1, 8, 32, 128), (1024, 2048, 4096, 8192, 16384, 32768)
     shapes = [Shape("decode", b, c, "bfloat16") for b in batches for c in contexts]
@@ -57,9 +57,10 @@ def made_up_table(size: int) -> Table:
         {
             **asdict(case),
             "backend": "torch",
-            "latency_us_p10": 9.0 + place,
-            "latency_us_p50": 10.0 + place,
-            "latency_us_p90": 11.0 + place,
+            "latency_us_p10": unit_us * (9 + place),
+            "latency_us_p50": unit_us * (10 + place),
+            "latency_us_p90": unit_us * (11 + place),
+            "steady_us": unit_us * (12 + place),
             "repeats": 30,
             "stack": 6,
             "stack_bytes": 1,
@@ -109,6 +110,16 @@ def measured(table: Table, count: int, repeats: int) -> Iterator[tuple[str, list
     yield (
         "qwen3-0.6b_56_overridden_layers_per_s",
         [count / seconds(predict_many, preset, SHAPE, table) for _ in range(repeats)],
+    )
+    # every call gives way to the power cap
+    slow = made_up_table(len(table.rows), unit_us=1000.0)
+    predict_many(candidates(count, seed=0), SHAPE, slow)
+    yield (
+        "long_calls_per_s",
+        [
+            count / seconds(predict_many, candidates(count, seed), SHAPE, slow)
+            for seed in range(1, repeats + 1)
+        ],
     )
     yield "single_s", single
     yield "making_one_spec_s", decoding
